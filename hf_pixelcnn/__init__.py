@@ -1,0 +1,57 @@
+r"""
+PixelCNN models for Hugging Face Transformers: exact image likelihoods, and sampling at about the cost of one forward.
+
+Importing the package registers its classes with `AutoConfig`, `AutoModel` and `AutoImageProcessor`.
+"""
+
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
+
+from .configuration_gated_pixelcnn import GatedPixelCNNConfig
+from .configuration_pixelcnn import PixelCNNConfig
+from .generation_pixelcnn import PixelCNNGenerateOutput, PixelCNNGenerationConfig
+from .image_processing_pixelcnn import PixelCNNImageProcessor
+from .likelihood_pixelcnn import BernoulliOutput, CategoricalOutput, bits_per_dim
+from .modeling_causal_image import CausalImageModelingOutput
+from .modeling_gated_pixelcnn import (
+    GatedPixelCNNForCausalImageModeling,
+    GatedPixelCNNModel,
+    GatedPixelCNNPreTrainedModel,
+)
+from .modeling_pixelcnn import PixelCNNForCausalImageModeling, PixelCNNModel, PixelCNNPreTrainedModel
+
+__version__ = "0.1.0"
+
+for _config, _model in (
+    (PixelCNNConfig, PixelCNNForCausalImageModeling),
+    (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoImageProcessor.register(
+        _config,
+        image_processor_classes={"pil": PixelCNNImageProcessor, "torchvision": PixelCNNImageProcessor},
+        exist_ok=True,
+    )
+    # From here on every saved model carries the source files it needs, for use without this package.
+    _config.register_for_auto_class()
+    _model.register_for_auto_class("AutoModel")
+PixelCNNImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+__all__ = [
+    "BernoulliOutput",
+    "CategoricalOutput",
+    "CausalImageModelingOutput",
+    "GatedPixelCNNConfig",
+    "GatedPixelCNNForCausalImageModeling",
+    "GatedPixelCNNModel",
+    "GatedPixelCNNPreTrainedModel",
+    "PixelCNNConfig",
+    "PixelCNNForCausalImageModeling",
+    "PixelCNNGenerateOutput",
+    "PixelCNNGenerationConfig",
+    "PixelCNNImageProcessor",
+    "PixelCNNModel",
+    "PixelCNNPreTrainedModel",
+    "bits_per_dim",
+]

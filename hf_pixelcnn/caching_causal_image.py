@@ -1,0 +1,152 @@
+r"""
+What the sampling caches of all families share.
+
+A cache computes each activation of a growing image once, when its last input becomes known: what depends on rows above
+for a whole row when the row begins ([`~SamplingCache.start_row`]), the rest pixel by pixel and channel by channel
+([`~SamplingCache.parameters`]). It is the network's forward pass in another order, so a whole image costs about as much
+arithmetic as one forward.
+
+All buffers are allocated once and written in place; every slice of them that a pixel needs is made once, too, because
+making it costs as much as a small matrix product. A row of features lies as `(..., (reach + width) * features)`, with
+zeros for the padding on its left: the taps that end at a pixel, then the pixel's own groups, are one run of memory, so
+"all left taps and the earlier channels" is one matrix product.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .masking_pixelcnn import feature_groups
+
+
+def group_rows(num_features: int, num_channels: int, channel: int, num_parts: int = 1) -> torch.Tensor:
+    """Indices of the features that belong to a channel, in order."""
+    return (feature_groups(num_features, num_channels, num_parts) == channel).nonzero().flatten()
+
+
+def pointwise_weights(layer, num_channels: int) -> list[torch.Tensor]:
+    """A 1×1 layer as one matrix a channel: `((channel + 1) * in_group, out_group)`, from the groups it may see."""
+    weight = layer.visible_weight()[:, :, 0, 0]
+    out_group, in_group = (size // num_channels for size in weight.shape)
+    return [
+        weight[c * out_group : (c + 1) * out_group, : (c + 1) * in_group].T.contiguous() for c in range(num_channels)
+    ]
+
+
+def row_weights(
+    layer, reach: int, num_channels: int, num_parts: int = 1
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    r"""
+    The centre row of a causal kernel, a channel at a time.
+
+    Returns:
+        Two lists of matrices, one a channel. Known: `(reach * in + channel * in_group, out_group)`, the left taps and
+        the centre tap's earlier groups, in memory order. Own: `(in_group, out_group)`, the centre tap's own group.
+    """
+    row = layer.visible_weight()[:, :, -1]  # (out, in, columns)
+    in_group = row.shape[1] // num_channels
+    known, own = [], []
+    for c in range(num_channels):
+        weight = row[group_rows(row.shape[0], num_channels, c, num_parts).to(row.device)]
+        left = weight[:, :, :reach].permute(2, 1, 0).flatten(0, 1)
+        centre = weight[:, :, reach : reach + 1].sum(-1).T  # zeros where the kernel has no centre tap
+        known.append(torch.cat((left, centre[: c * in_group])))
+        own.append(centre[c * in_group : (c + 1) * in_group].contiguous())
+    return known, own
+
+
+def stack_layers(per_layer: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """`[layer][channel]` matrices to one `(layers, in, out)` tensor a channel."""
+    return [torch.stack(matrices) for matrices in zip(*per_layer, strict=True)]
+
+
+class SamplingCache:
+    r"""
+    Input rows, first-layer taps on rows above, and head.
+
+    Args:
+        model: A `...ForCausalImageModeling`.
+        batch (`int`), width (`int`): Images and columns.
+        class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): As in `forward`.
+    """
+
+    def __init__(self, model, batch: int, width: int, class_ids: torch.Tensor | None = None):
+        config = model.config
+        self.batch, self.width, self.class_ids = batch, width, class_ids
+        self.num_channels = config.num_channels
+        self.reach = config.kernel_size // 2
+        self.first_reach = config.first_kernel_size // 2
+        self.factory = {"dtype": model.dtype, "device": model.device}
+
+        self.table = model.model.encoding.table(**self.factory)  # (channels, levels, features)
+        self.input_group = model.model.encoding.features
+        self.input_size = self.num_channels * self.input_group
+        self.input_row = torch.zeros(batch, (self.first_reach + width) * self.input_size, **self.factory)
+        self.input_above = torch.zeros(batch, self.first_reach, width, self.input_size, **self.factory)
+
+        self.hidden_group = config.hidden_size // self.num_channels
+        self.outputs = torch.zeros(batch, model.output_distribution.num_parameters, **self.factory)
+        distribution = model.output_distribution
+        self.pixel_parameters = distribution.pixel(distribution.parameters(self.outputs[:, :, None, None]), 0, 0)
+        self.hidden = torch.zeros(batch, config.hidden_size, **self.factory)  # residual stream after the last layer
+        self.prepare_head(model.head)
+
+    def prepare_head(self, head):
+        sizes = [layer.in_channels for layer in head.layers] + [self.outputs.shape[1]]
+        relus = [torch.zeros(self.batch, size, **self.factory) for size in sizes[:-1]]
+        weights = [pointwise_weights(layer, self.num_channels) for layer in head.layers]
+        self.head_steps = []
+        for c in range(self.num_channels):
+            steps = []
+            source = self.own_group(self.hidden, c)
+            for i, layer in enumerate(head.layers):
+                bias = layer.bias[c * sizes[i + 1] // self.num_channels : (c + 1) * sizes[i + 1] // self.num_channels]
+                seen = relus[i][:, : (c + 1) * sizes[i] // self.num_channels]
+                is_last = i == len(head.layers) - 1
+                target = self.own_group(self.outputs, c) if is_last else self.own_group(relus[i + 1], c)
+                steps.append((source, self.own_group(relus[i], c), bias, seen, weights[i][c], target))
+                source = target
+            self.head_steps.append(steps)
+
+    def own_group(self, features: torch.Tensor, channel: int, start: int = 0) -> torch.Tensor:
+        """The features of one channel, of all features from `start` on."""
+        group = (features.shape[-1] - start) // self.num_channels
+        return features[..., start + channel * group : start + (channel + 1) * group]
+
+    def known_inputs(self, column: int, channel: int) -> torch.Tensor:
+        """Encoded pixels to the left and earlier channels of this one, `(batch, taps)`."""
+        start = column * self.input_size
+        return self.input_row[:, start : start + self.first_reach * self.input_size + channel * self.input_group]
+
+    def shift_input_rows(self):
+        """The row just finished becomes the nearest row above; before the first row, zeros do."""
+        finished = self.input_row[:, self.first_reach * self.input_size :].unflatten(1, (self.width, self.input_size))
+        self.input_above.copy_(torch.cat((self.input_above[:, 1:], finished[:, None]), dim=1))
+
+    def rows_above(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """One row of a convolution: `(batch, rows, width, in)` to `(batch, width, out)`."""
+        out = F.conv2d(rows.permute(0, 3, 1, 2), weight, bias, padding=(0, weight.shape[-1] // 2))
+        return out[:, :, 0].transpose(1, 2)
+
+    def start_row(self):
+        """Compute all that depends on finished rows only. Call once a row, before its first pixel."""
+        raise NotImplementedError
+
+    def step(self, column: int, channel: int):
+        """Compute the residual stream of one channel of one pixel, into `self.hidden`."""
+        raise NotImplementedError
+
+    def parameters(self, column: int, channel: int) -> torch.Tensor:
+        """Parameters of the pixel; those of `channel` are valid. Channels and columns must be asked for in order."""
+        self.step(column, channel)
+        for source, relu, bias, seen, weight, target in self.head_steps[channel]:
+            torch.clamp_min(source, 0, out=relu)
+            torch.addmm(bias, seen, weight, out=target)
+        return self.pixel_parameters
+
+    def observe(self, column: int, channel: int, levels: torch.Tensor):
+        """Take in the levels `(batch,)` that were drawn or given for one dimension."""
+        start = (self.first_reach + column) * self.input_size + channel * self.input_group
+        self.input_row[:, start : start + self.input_group] = self.table[channel][levels]
+
+
+__all__ = ["SamplingCache", "group_rows", "pointwise_weights", "row_weights", "stack_layers"]

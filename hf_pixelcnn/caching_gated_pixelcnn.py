@@ -1,0 +1,109 @@
+"""The sampling cache of the Gated PixelCNN."""
+
+import torch
+
+from .caching_causal_image import SamplingCache, group_rows, pointwise_weights, row_weights, stack_layers
+
+
+class GatedPixelCNNCache(SamplingCache):
+    r"""
+    Row by row the vertical stack and what it hands to the horizontal one; pixel by pixel the horizontal stack.
+
+    The left taps of all layers, whose inputs are known when a pixel begins, are one batched product; a layer then
+    needs two small products, for the centre tap and the 1×1, and a gate.
+    """
+
+    def __init__(self, model, batch, width, class_ids=None):
+        super().__init__(model, batch, width, class_ids)
+        layers, channels, size = model.model.layers, self.num_channels, model.config.hidden_size
+        self.size, self.later = size, len(layers) - 1
+
+        # Vertical stack: kernels and the rows they reach back to.
+        self.vertical_convs = [(layer.vertical_conv.weight, layer.vertical_conv.bias) for layer in layers]
+        self.vertical_rows = torch.zeros(self.later, batch, self.reach + 1, width, size, **self.factory)
+        self.vertical_features = torch.zeros(self.later + 1, batch, width, 2 * size, **self.factory)
+        by_channel = torch.cat([group_rows(2 * size, channels, c, num_parts=2) for c in range(channels)])
+        by_channel = by_channel.to(self.factory["device"])
+        self.to_horizontal = torch.stack([x.vertical_to_horizontal.weight[by_channel, :, 0, 0].T for x in layers])
+        horizontal_bias = torch.stack([layer.horizontal_conv.bias[by_channel] for layer in layers])[:, None, None]
+        self.class_bias = None
+        if class_ids is not None:
+            class_bias = torch.stack([layer.class_embedding(class_ids)[:, :, 0, 0] for layer in layers])[:, :, None]
+            self.class_bias, horizontal_bias = class_bias, horizontal_bias + class_bias[..., by_channel]
+        self.horizontal_bias = horizontal_bias  # (layers, 1 or batch, 1, 2 * size)
+        self.above = torch.zeros(self.later + 1, batch, width, 2 * size, **self.factory)
+
+        # Horizontal stack. The gates' outputs are led by a constant 1, which picks up the bias of the 1×1 after them.
+        self.rows = torch.zeros(self.later, batch, (self.reach + width) * size, **self.factory)
+        self.sums = torch.zeros(self.later + 1, batch, 2 * self.hidden_group, **self.factory)
+        self.gates = torch.ones(self.later + 1, batch, 1 + size, **self.factory)
+        self.first_known, _ = row_weights(layers[0].horizontal_conv, self.first_reach, channels, num_parts=2)
+        if self.later:
+            known, own = zip(
+                *(row_weights(layer.horizontal_conv, self.reach, channels, num_parts=2) for layer in layers[1:]),
+                strict=True,
+            )
+            self.known, self.own = stack_layers(known), stack_layers(own)
+        out = [pointwise_weights(layer.horizontal_out, channels) for layer in layers]
+        bias = [layer.horizontal_out.bias.chunk(channels) for layer in layers]
+        self.out = [
+            [torch.cat((b[None], w)) for b, w in zip(*pair, strict=True)] for pair in zip(bias, out, strict=True)
+        ]
+        self.steps = [[self.prepare_step(j, c) for c in range(channels)] for j in range(width)]
+
+    def prepare_step(self, column: int, channel: int):
+        """All slices and matrices that one dimension needs."""
+        group, start = self.hidden_group, column * self.size
+        seen = 1 + (channel + 1) * group
+        above = self.above[:, :, column].unflatten(-1, (self.num_channels, 2 * group))[:, :, channel]
+        known_features = self.rows[:, :, start : start + self.reach * self.size + channel * group]
+        own = start + self.reach * self.size + channel * group
+        streams = [row[:, own : own + group] for row in self.rows] + [self.own_group(self.hidden, channel)]
+        layers = []
+        for i in range(self.later + 1):
+            total, gates = self.sums[i], self.gates[i]
+            layers.append(
+                (
+                    streams[i - 1] if i else None,
+                    self.own[channel][i - 1] if i else None,
+                    total,
+                    total[:, :group],
+                    self.own_group(gates, channel, start=1),
+                    gates[:, :seen],
+                    self.out[i][channel],
+                    streams[i],
+                )
+            )
+        return above, self.known_inputs(column, channel), known_features, layers
+
+    def start_row(self):
+        self.shift_input_rows()
+        self.vertical_rows.copy_(torch.cat((self.vertical_rows[:, :, 1:], self.vertical_rows[:, :, :1]), dim=2))
+        rows = self.input_above
+        for i, (weight, bias) in enumerate(self.vertical_convs):
+            features = self.vertical_features[i]
+            features.copy_(self.rows_above(rows, weight, bias))
+            if i < self.later:
+                value, gate = (features if self.class_bias is None else features + self.class_bias[i]).chunk(2, dim=-1)
+                rows = self.vertical_rows[i]
+                torch.mul(value.tanh(), gate.sigmoid(), out=rows[:, -1])
+        torch.bmm(self.vertical_features.flatten(1, 2), self.to_horizontal, out=self.above.flatten(1, 2))
+        self.above += self.horizontal_bias
+
+    def step(self, column, channel):
+        above, known_inputs, known_features, layers = self.steps[column][channel]
+        torch.addmm(above[0], known_inputs, self.first_known[channel], out=self.sums[0])
+        if self.later:
+            torch.baddbmm(above[1:], known_features, self.known[channel], out=self.sums[1:])
+        for stream, own, total, value, gate, seen, out, next_stream in layers:
+            if stream is not None:
+                total.addmm_(stream, own)
+            value.tanh_()
+            torch._C._nn.glu(total, 1, out=gate)  # value * sigmoid(gate)
+            if stream is None:
+                torch.mm(seen, out, out=next_stream)
+            else:
+                torch.addmm(stream, seen, out, out=next_stream)
+
+
+__all__ = ["GatedPixelCNNCache"]

@@ -1,0 +1,397 @@
+r"""
+Sampling: `generate`, the noise rule, and the samplers that all follow it.
+
+An image depends on its own random numbers, the weights and the condition, and on nothing else: every image has one
+number in [0, 1) for each of its dimensions, in raster order, and a level is the first one whose cumulative probability
+exceeds the number. So every sampler draws the same image, at any batch size.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.utils import ModelOutput
+
+from .checks_pixelcnn import check_class_ids, check_levels
+
+
+@dataclass
+class PixelCNNGenerateOutput(ModelOutput):
+    r"""
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch, channels, height, width)`):
+            The drawn levels.
+        scores (`tuple[torch.FloatTensor]`, *optional*, returned when `output_scores=True`):
+            For each dimension in raster order the log-probabilities after all processors, `(batch, num_levels)`.
+        num_iterations (`int`, *optional*):
+            Full forwards that an iterative sampler took.
+    """
+
+    sequences: torch.LongTensor | None = None
+    scores: tuple[torch.FloatTensor, ...] | None = None
+    num_iterations: int | None = None
+
+
+class PixelCNNGenerationConfig(GenerationConfig):
+    r"""
+    How levels are drawn. The defaults are a true sample of the model.
+
+    Args:
+        do_sample (`bool`, defaults to `True`): Draw levels; `False` takes the most probable level of each dimension.
+        temperature (`float`, defaults to 1.0): Divides the log-probabilities.
+        top_k (`int`, defaults to 0): Keep only the `top_k` most probable levels; 0 keeps all.
+        top_p (`float`, defaults to 1.0): Keep the smallest set of levels whose probability reaches `top_p`.
+        min_p (`float`, *optional*): Keep levels with at least `min_p` times the probability of the most probable one.
+        use_cache (`bool`, defaults to `True`): `False` turns `sampler="cached"` into `"naive"`.
+        return_dict_in_generate (`bool`, defaults to `False`): Return a [`PixelCNNGenerateOutput`].
+        output_scores (`bool`, defaults to `False`): Keep the scores of every dimension in that output.
+    """
+
+    def __init__(self, **kwargs):
+        # The parent's fields are about text, so its `__init__` is not called: a name not listed here is a mistake.
+        for name, default in self._get_default_generation_params().items():
+            value = kwargs.pop(name, None)
+            setattr(self, name, default if value is None else value)
+        self.transformers_version = kwargs.pop("transformers_version", None)
+        unknown = [name for name in kwargs if not name.startswith("_")]
+        if unknown:
+            raise ValueError(
+                f"Unknown generation parameters {sorted(unknown)}; known are "
+                f"{sorted(self._get_default_generation_params())}."
+            )
+        self.validate()
+
+    @staticmethod
+    def _get_default_generation_params():
+        return {
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "min_p": None,
+            "use_cache": True,
+            "return_dict_in_generate": False,
+            "output_scores": False,
+        }
+
+    def validate(self, strict=False, user_set_attributes=None):
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` must be above 0, got {self.temperature}; use `do_sample=False` for modes.")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+            raise ValueError(f"`top_k` must be an integer of at least 0 (0 keeps all levels), got {self.top_k!r}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ValueError(f"`min_p` must be in [0, 1], got {self.min_p}.")
+
+    @classmethod
+    def from_model_config(cls, model_config):
+        return cls()  # a model's configuration says nothing about sampling
+
+    def logits_processors(self) -> LogitsProcessorList:
+        """The processors that these settings ask for, in the order transformers applies them."""
+        processors = LogitsProcessorList()
+        if self.do_sample:
+            if self.temperature != 1.0:
+                processors.append(TemperatureLogitsWarper(float(self.temperature)))
+            if self.top_k:
+                processors.append(TopKLogitsWarper(self.top_k))
+            if self.top_p < 1.0:
+                processors.append(TopPLogitsWarper(float(self.top_p)))
+            if self.min_p is not None:
+                processors.append(MinPLogitsWarper(float(self.min_p)))
+        return processors
+
+
+def draw_noise(
+    generator: torch.Generator | list[torch.Generator] | None, num_images: int, num_dims: int, device: torch.device
+) -> torch.Tensor:
+    r"""
+    The random numbers of a request: for each image one call `torch.rand(num_dims, dtype=torch.float64)`.
+
+    Drawn on the generator's device (the CPU without one), so that a CPU generator gives the same numbers to every
+    device. A list of generators gives image i what its own generator gives.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(num_dims, num_images)` on `device`.
+    """
+    generators = generator if isinstance(generator, list) else [generator] * num_images
+    numbers = [
+        torch.rand(num_dims, dtype=torch.float64, generator=g, device="cpu" if g is None else g.device)
+        for g in generators
+    ]
+    return torch.stack([number.to(device) for number in numbers], dim=1)
+
+
+def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    r"""
+    The noise rule: the first level whose cumulative probability exceeds the number; if rounding leaves none, the last
+    level with a probability above 0.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch, num_levels)`): Log-probabilities up to a constant.
+        noise (`torch.DoubleTensor` of shape `(batch,)`): Numbers in [0, 1).
+
+    Returns:
+        `torch.LongTensor` of shape `(batch,)`.
+    """
+    probabilities = scores.double().softmax(-1)
+    first = torch.searchsorted(probabilities.cumsum(-1), noise[:, None], right=True)[:, 0]
+    index = torch.arange(scores.shape[-1], device=scores.device)
+    last = torch.where(probabilities > 0, index, 0).amax(-1)
+    return torch.minimum(first, last)
+
+
+class Canvas:
+    r"""
+    The images being drawn, and how one dimension of them is decided from its parameters.
+
+    Dimensions are numbered in raster order; `levels` is `(batch, height * width * channels)`.
+    """
+
+    def __init__(self, distribution, shape, noise, known, given, processors, config):
+        batch, self.channels, self.height, self.width = shape
+        self.distribution, self.noise, self.processors, self.config = distribution, noise, processors, config
+        self.levels = torch.zeros(batch, noise.shape[0], dtype=torch.long, device=noise.device)
+        self.known = None
+        if known is not None:
+            self.known, self.given = (
+                x.permute(2, 3, 1, 0).flatten(0, 2).contiguous().to(noise.device) for x in (known, given)
+            )
+            self.any_known = self.known.any(1).tolist()
+        self.scores = []
+
+    def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
+        """Draw one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
+        channel = dimension % self.channels
+        previous = self.levels[:, dimension - channel : dimension]
+        scores = self.distribution.level_logits(parameters, channel, previous)
+        if self.processors:
+            scores = self.processors(self.levels[:, :dimension], scores)
+        if self.config.output_scores:
+            self.scores.append(scores.clone())
+        level = choose_levels(scores, self.noise[dimension]) if self.config.do_sample else scores.argmax(-1)
+        if self.known is not None and self.any_known[dimension]:
+            level = torch.where(self.known[dimension], self.given[dimension], level)
+        self.levels[:, dimension] = level
+        return level
+
+    def images(self) -> torch.Tensor:
+        """The canvas as `(batch, channels, height, width)`."""
+        return self.levels.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).contiguous()
+
+    def raster(self, progress: tqdm):
+        """`(row, column, channel, dimension)` of all dimensions in raster order."""
+        dimension = 0
+        for row in range(self.height):
+            for column in range(self.width):
+                for channel in range(self.channels):
+                    yield row, column, channel, dimension
+                    dimension += 1
+            progress.update()
+
+
+class PixelCNNGenerationMixin:
+    r"""
+    Adds `generate` to a model with `forward`, `output_distribution` and `sampling_cache_class`.
+
+    Not transformers' `GenerationMixin`, whose unit is a growing sequence of tokens: an image has a fixed size, is drawn
+    in place and may be given in part.
+    """
+
+    output_modalities = ("image",)
+
+    def generate(
+        self,
+        pixel_values: torch.LongTensor | None = None,
+        known_mask: torch.BoolTensor | None = None,
+        class_ids: torch.LongTensor | list[int] | int | None = None,
+        num_images: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | list | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        sampler: str = "cached",
+        show_progress: bool = False,
+        return_dict_in_generate: bool | None = None,
+        **kwargs,
+    ) -> torch.LongTensor | PixelCNNGenerateOutput:
+        r"""
+        Draw images, or complete given ones.
+
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`, *optional*):
+                Images given in part; needs `known_mask`. A batch of one expands to `num_images`.
+            known_mask (`torch.BoolTensor`, broadcastable to `pixel_values`):
+                True where a level is given and kept; values elsewhere are ignored. Exact conditioning when all given
+                dimensions precede all free ones in raster order; otherwise a free dimension is drawn given its past
+                alone, whatever is given after it.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, a list or an `int`, *optional*):
+                Classes for a conditional model, -1 for none. One class expands to `num_images`.
+            num_images (`int`, *optional*):
+                Images to draw; by default as many as `class_ids`, `generator` or `pixel_values` say, else 1.
+            image_size (`int` or `(height, width)`, *optional*):
+                Defaults to the size of `pixel_values`, else to `config.image_size`.
+            generation_config ([`PixelCNNGenerationConfig`], *optional*):
+                Settings; defaults to the model's own. Keywords win over it.
+            logits_processor (`LogitsProcessorList`, *optional*):
+                Called before the settings' own processors with the earlier levels in raster order `(batch, n)` and the
+                log-probabilities `(batch, num_levels)` of the next dimension.
+            generator (`torch.Generator` or a list of them, one an image, *optional*):
+                Source of the noise: one `torch.rand(height * width * channels, dtype=torch.float64)` an image, in
+                raster order, given dimensions included. With one generator, `generate(num_images=4)` equals four
+                calls with `num_images=1`; with a list, image i is what its own generator gives alone.
+            sampler (`str`, defaults to `"cached"`):
+                `"cached"` computes every activation once, at the cost of about one forward pass an image. `"naive"`,
+                the reference, runs a full forward for every dimension. Both draw the same images; in float32 and
+                bfloat16 rounding may rarely move a level.
+            show_progress (`bool`, defaults to `False`):
+                Show a progress bar over rows.
+            return_dict_in_generate (`bool`, *optional*):
+                Return a [`PixelCNNGenerateOutput`] instead of the levels alone.
+            kwargs:
+                Any field of [`PixelCNNGenerationConfig`], for this call.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, channels, height, width)`, or [`PixelCNNGenerateOutput`].
+
+        Raises:
+            ValueError, TypeError: If arguments contradict each other, the model or their documentation.
+        """
+        config = self._generation_settings(generation_config, return_dict_in_generate, kwargs)
+        sampling_loops = {"cached": self._sample_cached, "naive": self._sample_naive}
+        if sampler not in sampling_loops:
+            raise ValueError(f"`sampler` must be one of {sorted(sampling_loops)}, got {sampler!r}.")
+        if sampler == "cached" and not config.use_cache:
+            sampler = "naive"
+        processors = LogitsProcessorList([*(logits_processor or []), *config.logits_processors()])
+
+        shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
+        class_ids = self._request_class_ids(class_ids, shape[0])
+        known, given = self._request_known(pixel_values, known_mask, shape)
+        noise = draw_noise(generator, shape[0], shape[1] * shape[2] * shape[3], self.device)
+
+        was_training = self.training
+        self.eval()
+        try:
+            # Sampling runs in the model's own dtype: autocast has no say in products that write in place.
+            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                canvas = Canvas(self.output_distribution, shape, noise, known, given, processors, config)
+                with tqdm(total=canvas.height, desc="Sampling", unit="row", disable=not show_progress) as progress:
+                    sampling_loops[sampler](canvas, class_ids, progress)
+        finally:
+            self.train(was_training)
+        levels = canvas.images().clone()  # a normal tensor, which training may use
+        if not config.return_dict_in_generate:
+            return levels
+        scores = tuple(score.clone() for score in canvas.scores) if config.output_scores else None
+        return PixelCNNGenerateOutput(sequences=levels, scores=scores)
+
+    def _sample_naive(self, canvas: Canvas, class_ids: torch.Tensor | None, progress: tqdm):
+        """The reference: one full forward for every dimension."""
+        for row, column, _, dimension in canvas.raster(progress):
+            parameters = self(canvas.images(), class_ids=class_ids).logits
+            canvas.decide(self.output_distribution.pixel(parameters, row, column), dimension)
+
+    def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None, progress: tqdm):
+        """Every activation once; see [`SamplingCache`]."""
+        cache = self.sampling_cache_class(self, len(canvas.levels), canvas.width, class_ids)
+        for _, column, channel, dimension in canvas.raster(progress):
+            if column == channel == 0:
+                cache.start_row()
+            level = canvas.decide(cache.parameters(column, channel), dimension)
+            cache.observe(column, channel, level)
+
+    def _generation_settings(self, generation_config, return_dict_in_generate, kwargs) -> PixelCNNGenerationConfig:
+        """Call keywords over the given configuration over the model's own over the defaults."""
+        names = PixelCNNGenerationConfig._get_default_generation_params()
+        unknown = sorted(set(kwargs) - set(names))
+        if unknown:
+            raise ValueError(
+                f"generate() got unknown arguments {unknown}; besides its own it takes the generation settings "
+                f"{sorted(names)}."
+            )
+        sources = [self.generation_config] if generation_config is None else [generation_config, self.generation_config]
+        settings = {}
+        for name in names:
+            values = [kwargs.get(name), *(getattr(source, name, None) for source in sources)]
+            settings[name] = next((value for value in values if value is not None), None)
+        if return_dict_in_generate is not None:
+            settings["return_dict_in_generate"] = return_dict_in_generate
+        return PixelCNNGenerationConfig(**settings)
+
+    def _request_shape(self, pixel_values, class_ids, num_images, image_size, generator) -> tuple[int, int, int, int]:
+        """`(batch, channels, height, width)` of a request; everything that says a number of images must agree."""
+        if num_images is not None and (isinstance(num_images, bool) or not isinstance(num_images, int)):
+            raise TypeError(f"`num_images` must be an int, got {num_images!r}.")
+        if num_images is not None and num_images < 1:
+            raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
+        if pixel_values is not None and (not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4):
+            raise ValueError(
+                f"`pixel_values` must be a tensor of shape (batch, {self.config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__}."
+            )
+        counts = {
+            "num_images": num_images,
+            "generator": len(generator) if isinstance(generator, (list, tuple)) else None,
+            "class_ids": None if class_ids is None else torch.as_tensor(class_ids).numel(),
+            "pixel_values": None if pixel_values is None else len(pixel_values),
+        }
+        counts = {name: count for name, count in counts.items() if count is not None}
+        batch = max(counts.values(), default=1)
+        for name, count in counts.items():
+            if count != batch and not (count == 1 and name in ("class_ids", "pixel_values")):
+                raise ValueError(f"Arguments disagree about the number of images: {counts} (one `{name}` too few).")
+        if 0 in counts.values():
+            raise ValueError(f"Nothing to draw: {counts}.")
+
+        size = list(pixel_values.shape[2:]) if pixel_values is not None else self.config.image_size
+        if image_size is not None:
+            asked = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+            if len(asked) != 2 or min(asked) < 1:
+                raise ValueError(f"`image_size` must be a positive int or (height, width), got {image_size!r}.")
+            if pixel_values is not None and asked != size:
+                raise ValueError(f"`image_size` {asked} is not the size of `pixel_values`, {size}.")
+            size = asked
+        return batch, self.config.num_channels, *size
+
+    def _request_class_ids(self, class_ids, batch: int) -> torch.Tensor | None:
+        if class_ids is not None:
+            class_ids = torch.as_tensor(class_ids, device=self.device).reshape(-1)
+            class_ids = class_ids.expand(batch) if len(class_ids) == 1 else class_ids
+        check_class_ids(class_ids, batch, self.config)
+        return class_ids
+
+    def _request_known(self, pixel_values, known_mask, shape) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The mask of given dimensions and their levels, both of the full shape."""
+        if (pixel_values is None) != (known_mask is None):
+            given, missing = ("known_mask", "pixel_values") if pixel_values is None else ("pixel_values", "known_mask")
+            raise ValueError(f"`{given}` needs `{missing}`: the levels to keep, and a mask of where to keep them.")
+        if known_mask is None:
+            return None, None
+        if not isinstance(known_mask, torch.Tensor) or known_mask.dtype != torch.bool:
+            kind = known_mask.dtype if isinstance(known_mask, torch.Tensor) else type(known_mask).__name__
+            raise ValueError(f"`known_mask` must be a torch.BoolTensor, got {kind}.")
+        try:
+            known = known_mask.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"`known_mask` must be broadcastable to the images drawn, {shape}, got {tuple(known_mask.shape)}."
+            ) from None
+        if pixel_values.shape[1] != shape[1]:
+            raise ValueError(f"`pixel_values` must have {shape[1]} channels, got {pixel_values.shape[1]}.")
+        given = torch.where(known.to(pixel_values.device), pixel_values.expand(shape), 0)
+        check_levels("pixel_values", given, self.config)
+        return known, given.long()
+
+
+__all__ = ["PixelCNNGenerateOutput", "PixelCNNGenerationConfig", "PixelCNNGenerationMixin"]
