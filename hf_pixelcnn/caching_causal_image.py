@@ -23,13 +23,19 @@ def group_rows(num_features: int, num_channels: int, channel: int, num_parts: in
     return (feature_groups(num_features, num_channels, num_parts) == channel).nonzero().flatten()
 
 
-def pointwise_weights(layer, num_channels: int) -> list[torch.Tensor]:
-    """A 1×1 layer as one matrix a channel: `((channel + 1) * in_group, out_group)`, from the groups it may see."""
+def pointwise_weights(layer, num_channels: int, lead_with_bias: bool = False) -> list[torch.Tensor]:
+    r"""
+    A 1×1 layer as one matrix a channel: `((channel + 1) * in_group, out_group)`, from the groups it may see.
+
+    `lead_with_bias` puts the bias before the first row, for inputs that begin with a constant 1.
+    """
     weight = layer.visible_weight()[:, :, 0, 0]
-    out_group, in_group = (size // num_channels for size in weight.shape)
-    return [
-        weight[c * out_group : (c + 1) * out_group, : (c + 1) * in_group].T.contiguous() for c in range(num_channels)
-    ]
+    in_group = weight.shape[1] // num_channels
+    matrices = [rows[:, : (c + 1) * in_group].T for c, rows in enumerate(weight.chunk(num_channels))]
+    if lead_with_bias:
+        biases = layer.bias.chunk(num_channels)
+        return [torch.cat((bias[None], matrix)) for bias, matrix in zip(biases, matrices, strict=True)]
+    return [matrix.contiguous() for matrix in matrices]
 
 
 def row_weights(
@@ -91,21 +97,24 @@ class SamplingCache:
         self.prepare_head(model.head)
 
     def prepare_head(self, head):
-        sizes = [layer.in_channels for layer in head.layers] + [self.outputs.shape[1]]
-        relus = [torch.zeros(self.batch, size, **self.factory) for size in sizes[:-1]]
+        relus = [torch.zeros(self.batch, layer.in_channels, **self.factory) for layer in head.layers]
+        streams = [self.hidden, *relus[1:], self.outputs]  # what a layer reads, and the last one writes
         weights = [pointwise_weights(layer, self.num_channels) for layer in head.layers]
-        self.head_steps = []
-        for c in range(self.num_channels):
-            steps = []
-            source = self.own_group(self.hidden, c)
-            for i, layer in enumerate(head.layers):
-                bias = layer.bias[c * sizes[i + 1] // self.num_channels : (c + 1) * sizes[i + 1] // self.num_channels]
-                seen = relus[i][:, : (c + 1) * sizes[i] // self.num_channels]
-                is_last = i == len(head.layers) - 1
-                target = self.own_group(self.outputs, c) if is_last else self.own_group(relus[i + 1], c)
-                steps.append((source, self.own_group(relus[i], c), bias, seen, weights[i][c], target))
-                source = target
-            self.head_steps.append(steps)
+        biases = [layer.bias.chunk(self.num_channels) for layer in head.layers]
+        self.head_steps = [
+            [
+                (
+                    self.own_group(streams[i], c),
+                    self.own_group(relus[i], c),
+                    biases[i][c],
+                    relus[i][:, : (c + 1) * relus[i].shape[1] // self.num_channels],
+                    weights[i][c],
+                    self.own_group(streams[i + 1], c),
+                )
+                for i in range(len(head.layers))
+            ]
+            for c in range(self.num_channels)
+        ]
 
     def own_group(self, features: torch.Tensor, channel: int, start: int = 0) -> torch.Tensor:
         """The features of one channel, of all features from `start` on."""

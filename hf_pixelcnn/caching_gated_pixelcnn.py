@@ -44,11 +44,7 @@ class GatedPixelCNNCache(SamplingCache):
                 strict=True,
             )
             self.known, self.own = stack_layers(known), stack_layers(own)
-        out = [pointwise_weights(layer.horizontal_out, channels) for layer in layers]
-        bias = [layer.horizontal_out.bias.chunk(channels) for layer in layers]
-        self.out = [
-            [torch.cat((b[None], w)) for b, w in zip(*pair, strict=True)] for pair in zip(bias, out, strict=True)
-        ]
+        self.out = [pointwise_weights(layer.horizontal_out, channels, lead_with_bias=True) for layer in layers]
         self.steps = [[self.prepare_step(j, c) for c in range(channels)] for j in range(width)]
 
     def prepare_step(self, column: int, channel: int):

@@ -40,11 +40,7 @@ class PixelCNNCache(SamplingCache):
         self.known, self.own = stack_layers(known), stack_layers(own)
         self.conv_in = [pointwise_weights(block.conv_in, channels) for block in blocks]
         self.bias_in = [block.conv_in.bias.chunk(channels) for block in blocks]
-        out = [pointwise_weights(block.conv_out, channels) for block in blocks]
-        bias = [block.conv_out.bias.chunk(channels) for block in blocks]
-        self.out = [
-            [torch.cat((b[None], w)) for b, w in zip(*pair, strict=True)] for pair in zip(bias, out, strict=True)
-        ]
+        self.out = [pointwise_weights(block.conv_out, channels, lead_with_bias=True) for block in blocks]
         self.steps = [[self.prepare_step(j, c) for c in range(channels)] for j in range(width)]
 
     def prepare_step(self, column: int, channel: int):

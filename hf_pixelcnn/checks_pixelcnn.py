@@ -24,7 +24,7 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
         raise ValueError(f"`{name}` is empty: its shape is {tuple(levels.shape)}.")
     if levels.device.type == "meta":
         return
-    counted = levels if ignored is None else torch.where(levels == ignored, 0, levels)
+    counted = levels if ignored is None else torch.where(levels.long() == ignored, 0, levels)
     low, high = (int(value) for value in counted.aminmax())
     if low < 0 or high >= config.num_levels:
         raise ValueError(

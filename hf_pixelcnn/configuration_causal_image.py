@@ -75,7 +75,6 @@ class CausalImageModelingConfig(PreTrainedConfig):
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"`image_size` must be a positive int or [height, width], got {self.image_size}.")
         for name, least in {
-            "num_channels": 1,
             "hidden_size": 1,
             "num_hidden_layers": 1,
             "head_hidden_size": 1,
@@ -115,6 +114,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
             )
 
     def validate_channel_groups(self):
+        if self.num_channels < 1:
+            raise ValueError(f"`num_channels` must be at least 1, got {self.num_channels}.")
         for name in ("hidden_size", "head_hidden_size"):
             if getattr(self, name) % self.num_channels:
                 raise ValueError(

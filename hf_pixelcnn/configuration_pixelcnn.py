@@ -29,7 +29,8 @@ class PixelCNNConfig(CausalImageModelingConfig):
     hidden_size: int = 128
     head_hidden_size: int = 128
 
-    def validate_bottleneck(self):
+    def validate_channel_groups(self):
+        super().validate_channel_groups()
         if self.hidden_size % (2 * self.num_channels):
             raise ValueError(
                 f"`hidden_size` must be divisible by 2 * `num_channels` ({2 * self.num_channels}), because the "

@@ -6,7 +6,7 @@ number in [0, 1) for each of its dimensions, in raster order, and a level is the
 exceeds the number. So every sampler draws the same image, at any batch size.
 """
 
-import copy
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -124,7 +124,7 @@ def draw_noise(
     Returns:
         `torch.DoubleTensor` of shape `(num_dims, num_images)` on `device`.
     """
-    generators = generator if isinstance(generator, list) else [generator] * num_images
+    generators = generator if isinstance(generator, (list, tuple)) else [generator] * num_images
     numbers = [
         torch.rand(num_dims, dtype=torch.float64, generator=g, device="cpu" if g is None else g.device)
         for g in generators
@@ -311,6 +311,41 @@ class PixelCNNGenerationMixin:
             level = canvas.decide(cache.parameters(column, channel), dimension)
             cache.observe(column, channel, level)
 
+    def adjust_generation_fn(
+        self,
+        generation_config,
+        from_auto_class,
+        from_pipeline,
+        pretrained_model_name_or_path,
+        cache_dir,
+        force_download,
+        proxies,
+        local_files_only,
+        token,
+        revision,
+        subfolder,
+        trust_remote_code,
+        **kwargs,
+    ):
+        """Called by `from_pretrained`: read `generation_config.json`, if there is one, as our own type."""
+        if generation_config is not None:
+            self.generation_config = generation_config
+        elif pretrained_model_name_or_path is not None:
+            # A checkpoint without the file keeps the defaults.
+            with contextlib.suppress(OSError):
+                self.generation_config = PixelCNNGenerationConfig.from_pretrained(
+                    pretrained_model_name_or_path,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    proxies=proxies,
+                    local_files_only=local_files_only,
+                    token=token,
+                    revision=revision,
+                    subfolder=subfolder,
+                    _from_auto=from_auto_class,
+                    _from_pipeline=from_pipeline,
+                )
+
     def _generation_settings(self, generation_config, return_dict_in_generate, kwargs) -> PixelCNNGenerationConfig:
         """Call keywords over the given configuration over the model's own over the defaults."""
         names = PixelCNNGenerationConfig._get_default_generation_params()
@@ -331,18 +366,23 @@ class PixelCNNGenerationMixin:
 
     def _request_shape(self, pixel_values, class_ids, num_images, image_size, generator) -> tuple[int, int, int, int]:
         """`(batch, channels, height, width)` of a request; everything that says a number of images must agree."""
+        generators = generator if isinstance(generator, (list, tuple)) else [generator]
+        if not all(g is None or isinstance(g, torch.Generator) for g in generators):
+            raise TypeError(
+                f"`generator` must be a torch.Generator or a list of them, got {type(generators[0]).__name__}."
+            )
         if num_images is not None and (isinstance(num_images, bool) or not isinstance(num_images, int)):
             raise TypeError(f"`num_images` must be an int, got {num_images!r}.")
         if num_images is not None and num_images < 1:
             raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
-        if pixel_values is not None and (not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4):
+        if pixel_values is not None and getattr(pixel_values, "ndim", None) != 4:
             raise ValueError(
                 f"`pixel_values` must be a tensor of shape (batch, {self.config.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__}."
+                f"{getattr(pixel_values, 'shape', type(pixel_values).__name__)}."
             )
         counts = {
             "num_images": num_images,
-            "generator": len(generator) if isinstance(generator, (list, tuple)) else None,
+            "generator": len(generators) if generators is generator else None,
             "class_ids": None if class_ids is None else torch.as_tensor(class_ids).numel(),
             "pixel_values": None if pixel_values is None else len(pixel_values),
         }

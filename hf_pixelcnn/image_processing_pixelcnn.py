@@ -24,7 +24,7 @@ CHANNELS_FIRST, CHANNELS_LAST = ChannelDimension.FIRST.value, ChannelDimension.L
 SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 
 # PIL converts these to "L" or "RGB" in two steps only.
-PIL_DETOUR = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
+PIL_DETOUR = {"La": "LA", "LAB": "RGB"}
 
 
 def _check_num_levels(num_levels: int) -> None:
@@ -627,7 +627,8 @@ class PixelCNNImageProcessor(PilBackend):
             if switch and value is None:
                 raise ValueError(f"`{name}=True` needs `{value_name}`, which is None.")
         if isinstance(resample, bool) or resample not in list(PILImageResampling):
-            raise ValueError(f"`resample` must be a PIL.Image.Resampling or its number, 0 to 5, got {resample!r}.")
+            known = ", ".join(f"{int(filter)} ({filter.name})" for filter in sorted(PILImageResampling))
+            raise ValueError(f"`resample` must be a PIL.Image.Resampling or its number, {known}; got {resample!r}.")
         if input_data_format not in (None, CHANNELS_FIRST, CHANNELS_LAST):
             raise ValueError(
                 f"`input_data_format` must be None, 'channels_first' or 'channels_last', got {input_data_format!r}."

@@ -1,6 +1,7 @@
 """What the models of all families share: pixel encoding, class conditioning, head, initialisation, likelihood."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,7 @@ class PixelHead(nn.Module):
         sizes = [config.hidden_size] + [config.head_hidden_size] * config.num_head_layers + [num_parameters]
         self.layers = nn.ModuleList(
             MaskedConv2d(size, next_size, 1, mask_type="B", num_channels=config.num_channels)
-            for size, next_size in zip(sizes, sizes[1:], strict=False)
+            for size, next_size in pairwise(sizes)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +140,13 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=0.02 if isinstance(module, ClassEmbedding) else 1.0)
 
+    @classmethod
+    def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
+        """As in transformers, but only an explicit `use_safetensors=False` reads (and so unpickles) a `.bin` file."""
+        return super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+
     def save_pretrained(self, *args, **kwargs):
+        """As in transformers; weights that a mask hides are set to zero first, in the model and so in the file."""
         for module in self.modules():
             if isinstance(module, CausalConv2d):
                 module.zero_masked_weight_()
@@ -195,6 +202,7 @@ class CausalImageModelingMixin:
                     f"`labels` must have the shape of `pixel_values`, {tuple(pixel_values.shape)}, "
                     f"got {tuple(labels.shape)}."
                 )
+            labels = labels.long()  # in uint8 arithmetic -100 is level 156
             counted = labels != -100
             log_prob = self.output_distribution.log_prob(parameters, torch.where(counted, labels, 0))
             nats = -torch.where(counted, log_prob, 0).sum()

@@ -89,7 +89,7 @@ class GatedPixelCNNModel(GatedPixelCNNPreTrainedModel):
     ) -> CausalImageModelOutput:
         """Levels `(batch, channels, height, width)` to horizontal features `(batch, hidden_size, height, width)`."""
         check_levels("pixel_values", pixel_values, self.config)
-        check_class_ids(class_ids, len(pixel_values), self.config)
+        check_class_ids(class_ids, pixel_values.shape[0], self.config)
         v = h = self.encoding(pixel_values, self.dtype)
         hidden_states = ()
         for layer in self.layers:

@@ -26,7 +26,7 @@ from .modeling_causal_image import (
 
 
 class PixelCNNBlock(GradientCheckpointingLayer):
-    """x + 1×1 ∘ ReLU ∘ (3×3 mask B + class bias) ∘ ReLU ∘ 1×1 ∘ ReLU, with half the features inside (figure 5, left)."""
+    """x + 1×1 ∘ ReLU ∘ (3×3 mask B + class bias) ∘ ReLU ∘ 1×1 ∘ ReLU, half the features inside (figure 5, left)."""
 
     def __init__(self, config: PixelCNNConfig):
         super().__init__()
@@ -75,7 +75,7 @@ class PixelCNNModel(PixelCNNPreTrainedModel):
     ) -> CausalImageModelOutput:
         """Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`."""
         check_levels("pixel_values", pixel_values, self.config)
-        check_class_ids(class_ids, len(pixel_values), self.config)
+        check_class_ids(class_ids, pixel_values.shape[0], self.config)
         x = self.conv_in(self.encoding(pixel_values, self.dtype))
         hidden_states = ()
         for layer in self.layers:

@@ -1,0 +1,62 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test needs the network
+
+import pytest
+import torch
+
+from hf_pixelcnn import (
+    GatedPixelCNNConfig,
+    GatedPixelCNNForCausalImageModeling,
+    PixelCNNConfig,
+    PixelCNNForCausalImageModeling,
+)
+
+FAMILIES = {
+    "pixelcnn": (PixelCNNConfig, PixelCNNForCausalImageModeling),
+    "gated_pixelcnn": (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling),
+}
+# What a model can be, apart from its family: every test of a core promise runs over these.
+VARIANTS = {
+    "grey_bernoulli": {},
+    "grey_categorical_classes": {"num_levels": 5, "num_classes": 3},
+    "colour_categorical": {"num_channels": 3, "num_levels": 4},
+    "colour_bernoulli_classes": {"num_channels": 3, "num_classes": 2},
+    "grey_codes": {"num_levels": 7, "input_encoding": "embedding"},
+    "colour_codes_wide_kernels": {"num_channels": 3, "input_encoding": "embedding", "kernel_size": 5},
+}
+
+
+def build_model(family, seed=0, **config):
+    """A small model in evaluation mode, with weights large enough that levels are neither certain nor uniform."""
+    torch.manual_seed(seed)
+    defaults = {"image_size": [5, 6], "hidden_size": 12, "head_hidden_size": 6, "num_hidden_layers": 2}
+    config_class, model_class = FAMILIES[family]
+    model = model_class(config_class(**{**defaults, "first_kernel_size": 5, **config}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5).add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def random_inputs(model, batch=2, height=None, width=None, seed=0):
+    """`pixel_values` and, for a conditional model, `class_ids` (with -1 among them)."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    size = (height or config.image_size[0], width or config.image_size[1])
+    inputs = {
+        "pixel_values": torch.randint(config.num_levels, (batch, config.num_channels, *size), generator=generator)
+    }
+    if config.num_classes:
+        inputs["class_ids"] = torch.arange(batch) % (config.num_classes + 1) - 1
+    return inputs
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    return VARIANTS[request.param]

@@ -1,0 +1,147 @@
+"""Mistakes are answered by an error that names the argument, what came and what would work, before any work."""
+
+import pytest
+import torch
+from conftest import build_model
+
+
+def levels(*shape, value=0, dtype=torch.long):
+    return torch.full(shape, value, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("pixel_values", "error", "message"),
+    [
+        (
+            levels(1, 3, 5, 6).float(),
+            TypeError,
+            "`pixel_values` must be integer levels 0 ... 3, got dtype torch.float32",
+        ),
+        (levels(1, 3, 5, 6).bool(), TypeError, "got dtype torch.bool"),
+        (levels(1, 3, 5, 6, value=4), ValueError, r"0 ... 3 \(`num_levels` is 4\), got values from 4 to 4"),
+        (levels(1, 3, 5, 6, value=-1), ValueError, "got values from -1 to -1"),
+        (levels(1, 3, 5, 6, value=255, dtype=torch.uint8), ValueError, "got values from 255 to 255"),
+        (levels(1, 1, 5, 6), ValueError, r"must have shape \(batch, 3, height, width\), got \(1, 1, 5, 6\)"),
+        (levels(3, 5, 6), ValueError, r"must have shape \(batch, 3, height, width\), got \(3, 5, 6\)"),
+        (levels(0, 3, 5, 6), ValueError, "`pixel_values` is empty"),
+        ([[0]], TypeError, "`pixel_values` must be a torch.Tensor of integer levels, got list"),
+    ],
+    ids=["float", "bool", "too high", "negative", "uint8", "channels", "rank", "empty", "list"],
+)
+def test_wrong_pixel_values(family, pixel_values, error, message):
+    model = build_model(family, num_channels=3, num_levels=4)
+    for call in (model, model.model, model.log_prob):
+        with pytest.raises(error, match=message):
+            call(pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("class_ids", "error", "message"),
+    [
+        (None, ValueError, "`class_ids` are needed: the model is conditional on 3 classes"),
+        (torch.tensor([3, 0]), ValueError, "must be 0 ... 2, or -1 for no class, got values from 0 to 3"),
+        (torch.tensor([-2, 0]), ValueError, "got values from -2 to 0"),
+        (torch.tensor([0.0, 1.0]), TypeError, "`class_ids` must be a LongTensor, got torch.float32"),
+        (torch.tensor([0]), ValueError, r"`class_ids` must have shape \(2,\), one a image, got \(1,\)"),
+        ([0, 1], TypeError, "`class_ids` must be a LongTensor, got list"),
+    ],
+    ids=["none", "too high", "too low", "float", "too few", "list"],
+)
+def test_wrong_class_ids(family, class_ids, error, message):
+    model = build_model(family, num_classes=3)
+    for call in (model, model.log_prob):
+        with pytest.raises(error, match=message):
+            call(levels(2, 1, 5, 6), class_ids=class_ids)
+
+
+def test_class_ids_for_an_unconditional_model(family):
+    model = build_model(family)
+    for call in (lambda **c: model(levels(2, 1, 5, 6), **c), model.generate):
+        with pytest.raises(ValueError, match="`class_ids` were given, but the model is unconditional"):
+            call(class_ids=torch.tensor([0, 1]))
+
+
+def test_labels_that_are_not_levels_of_the_same_shape(family):
+    model = build_model(family)
+    with pytest.raises(ValueError, match="`labels` must be levels 0 ... 1"):
+        model(levels(2, 1, 5, 6), labels=levels(2, 1, 5, 6, value=-99))
+    with pytest.raises(ValueError, match=r"`labels` must have the shape of `pixel_values`, \(2, 1, 5, 6\)"):
+        model(levels(2, 1, 5, 6), labels=levels(1, 1, 5, 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sampler": "quantum"}, ValueError, r"`sampler` must be one of \['cached', 'naive'\], got 'quantum'"),
+        ({"num_beams": 4}, ValueError, r"unknown arguments \['num_beams'\]"),
+        ({"max_length": 4}, ValueError, r"unknown arguments \['max_length'\]"),
+        ({"num_images": 0}, ValueError, "`num_images` must be at least 1, got 0"),
+        ({"num_images": 2.0}, TypeError, "`num_images` must be an int, got 2.0"),
+        ({"temperature": 0.0}, ValueError, "`temperature` must be above 0, got 0.0"),
+        ({"top_k": -1}, ValueError, "`top_k` must be an integer of at least 0"),
+        ({"top_p": 1.5}, ValueError, r"`top_p` must be in \(0, 1\], got 1.5"),
+        ({"min_p": -0.1}, ValueError, r"`min_p` must be in \[0, 1\], got -0.1"),
+        ({"image_size": (4, 5, 6)}, ValueError, "`image_size` must be a positive int or"),
+        ({"generator": [torch.Generator()] * 3, "num_images": 2}, ValueError, "disagree about the number of images"),
+        ({"generator": []}, ValueError, "Nothing to draw"),
+        ({"generator": 0}, TypeError, "`generator` must be a torch.Generator or a list of them, got int"),
+        ({"pixel_values": levels(1, 1, 5, 6)}, ValueError, "`pixel_values` needs `known_mask`"),
+        ({"known_mask": torch.ones(5, 6).bool()}, ValueError, "`known_mask` needs `pixel_values`"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_generate(arguments, error, message):
+    with pytest.raises(error, match=message):
+        build_model("pixelcnn").generate(**arguments)
+
+
+def test_wrong_images_to_complete():
+    model = build_model("pixelcnn", num_levels=4)
+    given, mask = levels(2, 1, 5, 6), torch.ones(5, 6, dtype=torch.bool)
+    with pytest.raises(ValueError, match="`known_mask` must be a torch.BoolTensor, got torch.float32"):
+        model.generate(pixel_values=given, known_mask=mask.float())
+    with pytest.raises(ValueError, match=r"`known_mask` must be broadcastable to the images drawn.*got \(6, 5\)"):
+        model.generate(pixel_values=given, known_mask=mask.T)
+    with pytest.raises(ValueError, match="disagree about the number of images"):
+        model.generate(pixel_values=given, known_mask=mask, num_images=3)
+    with pytest.raises(ValueError, match="`pixel_values` must be levels 0 ... 3"):
+        model.generate(pixel_values=given + 4, known_mask=mask)
+    with pytest.raises(TypeError, match="`pixel_values` must be integer levels"):
+        model.generate(pixel_values=given.float(), known_mask=mask)
+    with pytest.raises(ValueError, match="`pixel_values` must have 1 channels, got 3"):
+        model.generate(pixel_values=levels(2, 3, 5, 6), known_mask=mask)
+    with pytest.raises(ValueError, match=r"`image_size` \[4, 4\] is not the size of `pixel_values`"):
+        model.generate(pixel_values=given, known_mask=mask, image_size=4)
+
+
+def test_wrong_classes_to_generate(family):
+    model = build_model(family, num_classes=3)
+    with pytest.raises(ValueError, match="`class_ids` are needed"):
+        model.generate()
+    with pytest.raises(ValueError, match="`class_ids` must be 0 ... 2"):
+        model.generate(class_ids=3)
+    with pytest.raises(ValueError, match="disagree about the number of images"):
+        model.generate(class_ids=[0, 1], num_images=3)
+    assert model.generate(class_ids=1, num_images=3).shape == (3, 1, 5, 6)
+    assert model.generate(class_ids=[0, -1]).shape == (2, 1, 5, 6)
+
+
+def test_an_error_leaves_the_mode_alone():
+    model = build_model("pixelcnn").train()
+
+    def broken(levels, scores):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        model.generate(logits_processor=[broken])
+    assert model.training
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_levels_out_of_range_on_a_gpu_are_an_error_and_no_device_assert(family):
+    model = build_model(family, num_levels=4, input_encoding="embedding", num_classes=3).cuda()
+    with pytest.raises(ValueError, match="`pixel_values` must be levels"):
+        model(levels(1, 1, 5, 6, value=9).cuda(), class_ids=torch.tensor([0]).cuda())
+    with pytest.raises(ValueError, match="`class_ids` must be 0 ... 2"):
+        model(levels(1, 1, 5, 6).cuda(), class_ids=torch.tensor([7]).cuda())
+    assert torch.isfinite(model(levels(1, 1, 5, 6).cuda(), class_ids=torch.tensor([0]).cuda()).logits).all()

@@ -1,0 +1,185 @@
+"""A folder that `save_pretrained` writes, read back in this process, in a fresh one, and without the package."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import FAMILIES, VARIANTS, build_model, random_inputs
+from transformers import AutoImageProcessor, AutoModel
+
+from hf_pixelcnn import PixelCNNImageProcessor
+
+# Loads every model with an allocator full of NaN: a mask that is not rebuilt would come back as that memory. The process
+# without the package runs the source files in the folder instead.
+CHILD = """
+import importlib.util, json, pathlib, sys, torch
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+folder, with_package = pathlib.Path(sys.argv[1]), sys.argv[2] == "package"
+if with_package:
+    import hf_pixelcnn
+else:
+    sys.meta_path.insert(0, type("Hide", (), {"find_spec": staticmethod(
+        lambda name, *_: (_ for _ in ()).throw(ImportError(name)) if name.startswith("hf_pixelcnn") else None)}))
+for path in sorted(folder.iterdir()):
+    expected = torch.load(path / "expected.pt")
+    junk = [torch.full((n,), float("nan")) for n in expected["sizes"] for _ in range(200)]
+    del junk
+    model = AutoModel.from_pretrained(path, trust_remote_code=not with_package)
+    assert type(model).__module__.startswith("hf_pixelcnn" if with_package else "transformers_modules"), type(model)
+    assert torch.equal(model(**expected["inputs"]).logits, expected["logits"]), path.name
+    for name, mask in model.named_buffers():
+        assert torch.equal(mask, expected["buffers"][name]), name
+    drawn = model.generate(generator=torch.Generator().manual_seed(0), **expected["condition"])
+    assert torch.equal(drawn, expected["drawn"]), path.name
+    assert type(model.generation_config).__name__ == "PixelCNNGenerationConfig"
+    leaf = model.model.encoding(expected["inputs"]["pixel_values"], model.dtype).detach().requires_grad_()
+    model.model.encoding.register_forward_hook(lambda module, args, output: leaf)
+    (grad,) = torch.autograd.grad(model(**expected["inputs"]).logits[0, 0, 2, 3].square().sum(), leaf)
+    assert not grad[0, :, 3:].any() and not grad[0, :, 2, 3:].any() and not grad[1:].any(), path.name
+    AutoImageProcessor.from_pretrained(path, trust_remote_code=not with_package)
+    print("right:", path.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def saved_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for family in FAMILIES:
+        for name, variant in VARIANTS.items():
+            model = build_model(family, **variant)
+            inputs = random_inputs(model)
+            condition = {"class_ids": [0]} if model.config.num_classes else {}
+            path = folder / f"{family}-{name}"
+            model.save_pretrained(path)
+            PixelCNNImageProcessor(num_levels=2, size={"height": 5, "width": 6}).save_pretrained(path)
+            torch.save(
+                {
+                    "inputs": inputs,
+                    "logits": model(**inputs).logits.detach(),
+                    "buffers": dict(model.named_buffers()),
+                    "condition": condition,
+                    "drawn": model.generate(generator=torch.Generator().manual_seed(0), **condition),
+                    "sizes": sorted({b.numel() for b in model.buffers()} | {p.numel() for p in model.parameters()}),
+                },
+                path / "expected.pt",
+            )
+    return folder
+
+
+@pytest.mark.parametrize("door", ["package", "remote code"])
+def test_models_come_back_right_in_a_fresh_process(saved_models, tmp_path, door):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", CHILD, str(saved_models), door],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("right:") == len(FAMILIES) * len(VARIANTS)
+
+
+def test_a_saved_folder_holds_what_it_needs(saved_models):
+    for path in saved_models.iterdir():
+        files = {file.name for file in path.iterdir()}
+        assert {"config.json", "generation_config.json", "preprocessor_config.json", "model.safetensors"} <= files
+        auto_map = json.loads((path / "config.json").read_text())["auto_map"]
+        for reference in auto_map.values():
+            assert f"{reference.split('.')[0]}.py" in files
+
+
+def test_loading_reports_nothing_missing(family, tmp_path):
+    model = build_model(family, num_channels=3, num_levels=4, num_classes=3)
+    model.save_pretrained(tmp_path)
+    _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": "float16"}, {"device_map": "cpu"}], ids=str)
+def test_masks_survive_other_ways_of_loading(family, tmp_path, options):
+    model = build_model(family, num_channels=3, num_levels=4)
+    model.save_pretrained(tmp_path, max_shard_size="3KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    loaded = AutoModel.from_pretrained(tmp_path, **options)
+    for name, mask in model.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), mask)
+    inputs = random_inputs(model)
+    torch.testing.assert_close(loaded(**inputs).logits.float(), model(**inputs).logits, rtol=0.1, atol=0.15)
+
+
+def test_a_model_made_on_the_meta_device_gets_its_masks_with_its_weights(family, tmp_path):
+    model = build_model(family, num_channels=3, num_levels=4)
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    assert all(tensor.is_meta for tensor in [*empty.parameters(), *empty.buffers()])
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    for name, mask in model.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), mask)
+
+
+def test_head_and_body_load_into_each_other(family, tmp_path):
+    model = build_model(family)
+    inputs = random_inputs(model)
+    model.save_pretrained(tmp_path / "head")
+    body = type(model.model).from_pretrained(tmp_path / "head")
+    assert torch.equal(body(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
+    body.save_pretrained(tmp_path / "body")
+    again, report = type(model).from_pretrained(tmp_path / "body", output_loading_info=True)
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {"head"}
+    assert torch.equal(again.model(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_reported(family, tmp_path, caplog):
+    from safetensors.torch import load_file, save_file
+
+    build_model(family).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("head.layers.0.weight"))
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    finally:
+        logging.disable_propagation()
+    assert report["missing_keys"] == {name}
+    assert name in caplog.text
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(family, tmp_path):
+    build_model(family, num_classes=3).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModel.from_pretrained(tmp_path, num_classes=5, id2label={i: str(i) for i in range(5)})
+
+
+def test_a_bin_file_is_read_only_when_asked_for(family, tmp_path):
+    model = build_model(family)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        AutoModel.from_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, use_safetensors=False)
+    inputs = random_inputs(model)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_loading_runs_no_code_from_the_folder(family, tmp_path):
+    build_model(family).save_pretrained(tmp_path)
+    for source in tmp_path.glob("*.py"):
+        source.write_text("raise RuntimeError('code from the folder ran')")
+    assert type(AutoModel.from_pretrained(tmp_path)) is FAMILIES[family][1]
+
+
+def test_processor_is_found_by_its_folder(tmp_path):
+    PixelCNNImageProcessor(num_levels=4).save_pretrained(tmp_path)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is PixelCNNImageProcessor

@@ -1,0 +1,78 @@
+import pytest
+from conftest import FAMILIES, build_model
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModel
+
+from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNForCausalImageModeling
+
+
+def test_the_default_pixelcnn_has_307073_parameters():
+    assert PixelCNNForCausalImageModeling(PixelCNNConfig()).num_parameters() == 307_073
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kernel_size": 4}, "`kernel_size` must be odd"),
+        ({"first_kernel_size": 6}, "`first_kernel_size` must be odd"),
+        ({"first_kernel_size": 1}, "`first_kernel_size` must be at least 3"),
+        ({"num_channels": 3, "hidden_size": 64, "num_levels": 4}, "`hidden_size` must be divisible by"),
+        ({"num_channels": 3, "hidden_size": 66, "head_hidden_size": 64}, "`head_hidden_size` must be divisible by"),
+        ({"output_distribution": "bernoulli", "num_levels": 4}, "'bernoulli'` has two levels, but `num_levels` is 4"),
+        ({"output_distribution": "gaussian"}, "`output_distribution` must be .*got 'gaussian'"),
+        ({"input_encoding": "onehot"}, "`input_encoding` must be 'scaled' or 'embedding', got 'onehot'"),
+        ({"num_levels": 1}, "`num_levels` must be between 2 and 256"),
+        ({"num_levels": 257}, "`num_levels` must be between 2 and 256"),
+        ({"num_levels": 16385, "input_encoding": "embedding"}, "`num_levels` must be between 2 and 16384"),
+        ({"num_channels": 0}, "`num_channels` must be at least 1, got 0"),
+        ({"num_hidden_layers": 0}, "`num_hidden_layers` must be at least 1, got 0"),
+        ({"num_head_layers": -1}, "`num_head_layers` must be at least 0, got -1"),
+        ({"num_classes": -1}, "`num_classes` must be at least 0, got -1"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
+        ({"image_size": [28, 28, 1]}, "`image_size` must be a positive int or"),
+        ({"image_size": 0}, "`image_size` must be a positive int or"),
+        ({"num_classes": 3, "id2label": {0: "a", 1: "b"}}, "`id2label` must name each of the 3 classes"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"kernel_size": 3.0}, "kernel_size"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_cannot_work_is_refused_when_it_is_made(family, config, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        FAMILIES[family][0](**config)
+
+
+def test_the_bottleneck_of_pixelcnn_asks_for_twice_as_many_features():
+    with pytest.raises(StrictDataclassError, match=r"divisible by 2 \* `num_channels` \(6\).*got 129"):
+        PixelCNNConfig(num_channels=3, hidden_size=129, head_hidden_size=129)
+    GatedPixelCNNConfig(num_channels=3, hidden_size=129, head_hidden_size=129)
+
+
+def test_a_configuration_survives_its_file(family, tmp_path):
+    config = FAMILIES[family][0](
+        image_size=(8, 12), num_channels=3, num_levels=256, hidden_size=12, head_hidden_size=12, num_classes=4
+    )
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is FAMILIES[family][0]
+    a, b = ({k: v for k, v in c.to_diff_dict().items() if k != "transformers_version"} for c in (config, loaded))
+    assert a == b
+    assert loaded.image_size == [8, 12]
+    assert loaded.output_distribution == "categorical"
+
+
+def test_classes_set_their_names():
+    assert PixelCNNConfig(num_classes=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert PixelCNNConfig(num_classes=2, id2label={0: "cat", 1: "dog"}).id2label == {0: "cat", 1: "dog"}
+
+
+def test_the_distribution_follows_from_the_levels():
+    assert PixelCNNConfig().output_distribution == "bernoulli"
+    assert PixelCNNConfig(num_levels=16).output_distribution == "categorical"
+    assert PixelCNNConfig(output_distribution="categorical").output_distribution == "categorical"
+
+
+def test_auto_model_builds_the_head_model(family):
+    model = AutoModel.from_config(build_model(family).config)
+    assert type(model) is FAMILIES[family][1]
+    assert model.can_generate()

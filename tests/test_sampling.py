@@ -1,0 +1,313 @@
+"""An image depends on its numbers, the weights and the condition; every sampler draws the same one."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import build_model, random_inputs
+from transformers import LogitsProcessor
+
+from hf_pixelcnn import PixelCNNGenerationConfig
+from hf_pixelcnn.generation_pixelcnn import choose_levels, draw_noise
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def conditions(model, batch):
+    return {"class_ids": torch.arange(batch) % (model.config.num_classes + 1) - 1} if model.config.num_classes else {}
+
+
+def assert_obeys_the_noise_rule(model, output, noise, tolerance, **inputs):
+    """
+    One full forward on the finished images reproduces the scores, and every level follows from its number and the
+    cumulative sum, except where the number lies within the tolerance of a step. `noise` is `(dims, batch)`.
+    """
+    logits = model(output.sequences, **inputs).logits
+    levels = output.sequences.permute(0, 2, 3, 1).flatten(1)  # (batch, dims)
+    dimensions = itertools.product(*(range(n) for n in (*output.sequences.shape[2:], model.config.num_channels)))
+    for n, (row, column, channel) in enumerate(dimensions):
+        pixel = model.output_distribution.pixel(logits, row, column)
+        reference = model.output_distribution.level_logits(pixel, channel, levels[:, n - channel : n]).double().exp()
+        assert (output.scores[n].double().exp() - reference).abs().max() < tolerance
+        steps = torch.nn.functional.pad(reference.cumsum(-1), (1, 0))  # (batch, levels + 1)
+        below = steps.gather(1, levels[:, n : n + 1])[:, 0]
+        above = steps.gather(1, levels[:, n : n + 1] + 1)[:, 0]
+        assert (below - tolerance <= noise[n]).all()
+        assert (noise[n] < above + tolerance).all()
+
+
+def test_cached_equals_naive_in_float64(family, variant):
+    model = build_model(family, **variant).double()
+    settings = {"num_images": 4, "return_dict_in_generate": True, "output_scores": True, **conditions(model, 4)}
+    naive = model.generate(**settings, generator=seeded(), sampler="naive")
+    cached = model.generate(**settings, generator=seeded())
+    assert torch.equal(cached.sequences, naive.sequences)
+    assert len(set(map(tuple, naive.sequences.flatten(1).tolist()))) == 4  # four different images
+    assert len(cached.scores) == naive.sequences[0].numel()
+    for a, b in zip(cached.scores, naive.scores, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_hidden_layers": 1},
+        {"kernel_size": 1, "num_channels": 3, "num_levels": 3},
+        {"num_head_layers": 0, "num_channels": 2},
+        {"first_kernel_size": 9, "kernel_size": 7, "image_size": [3, 4]},
+        {"image_size": [1, 7]},
+        {"image_size": [7, 1], "num_channels": 3},
+        {"image_size": [1, 1], "num_levels": 256},
+    ],
+    ids=str,
+)
+def test_cached_equals_naive_at_the_edges_of_the_configuration(family, config):
+    model = build_model(family, **config).double()
+    images = [model.generate(num_images=3, generator=seeded(), sampler=sampler) for sampler in ("naive", "cached")]
+    assert torch.equal(*images)
+
+
+def test_cached_equals_naive_at_another_image_size(family):
+    model = build_model(family).double()
+    images = [
+        model.generate(num_images=2, image_size=(4, 9), generator=seeded(), sampler=sampler)
+        for sampler in ("naive", "cached")
+    ]
+    assert images[0].shape == (2, 1, 4, 9)
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, variant, dtype):
+    model = build_model(family, **variant).to(dtype)
+    inputs = conditions(model, 3)
+    for sampler in ("cached", "naive"):
+        output = model.generate(
+            num_images=3,
+            generator=seeded(),
+            sampler=sampler,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **inputs,
+        )
+        noise = draw_noise(seeded(), 3, output.sequences[0].numel(), output.sequences.device)
+        tolerance = 1e-5 if dtype == torch.float32 else 0.1
+        assert_obeys_the_noise_rule(model, output, noise, tolerance, **inputs)
+
+
+def test_an_image_does_not_depend_on_its_batch(family):
+    model = build_model(family, num_channels=3, num_levels=4).double()
+    together = model.generate(num_images=4, generator=seeded())
+    continuing = seeded()
+    alone = torch.cat([model.generate(generator=continuing) for _ in range(4)])
+    assert torch.equal(together, alone)
+    of_list = model.generate(generator=[seeded(seed) for seed in (7, 8, 9)])
+    assert torch.equal(of_list[1:2], model.generate(generator=seeded(8)))
+    assert not torch.equal(of_list[0], of_list[1])
+
+
+def test_the_global_seed_is_used_without_a_generator():
+    model = build_model("gated_pixelcnn")
+    torch.manual_seed(3)
+    first = model.generate(num_images=2)
+    torch.manual_seed(3)
+    assert torch.equal(first, model.generate(num_images=2))
+
+
+def test_frequencies_are_the_probabilities_of_the_model(family):
+    model = build_model(family, image_size=2).double()
+    images = torch.tensor(list(itertools.product((0, 1), repeat=4))).view(16, 1, 2, 2)
+    with torch.no_grad():
+        probabilities = model.log_prob(images).sum(dim=(1, 2, 3)).exp()
+    torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0, dtype=torch.float64))
+    drawn = model.generate(num_images=20_000, generator=seeded()).flatten(1) @ torch.tensor([8, 4, 2, 1])
+    counts = torch.bincount(drawn, minlength=16)
+    chi_squared = ((counts - 20_000 * probabilities) ** 2 / (20_000 * probabilities)).sum()
+    assert chi_squared < 37.7  # 99.9th percentile with 15 degrees of freedom
+
+
+def test_frequencies_of_a_colour_pixel_are_the_probabilities_of_the_model(family):
+    model = build_model(family, image_size=1, num_channels=3, num_levels=3).double()
+    pixels = torch.tensor(list(itertools.product(range(3), repeat=3))).view(27, 3, 1, 1)
+    with torch.no_grad():
+        probabilities = model.log_prob(pixels).sum(dim=(1, 2, 3)).exp()
+    torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0, dtype=torch.float64))
+    drawn = model.generate(num_images=20_000, generator=seeded()).flatten(1) @ torch.tensor([9, 3, 1])
+    counts = torch.bincount(drawn, minlength=27)
+    chi_squared = ((counts - 20_000 * probabilities) ** 2 / (20_000 * probabilities)).sum()
+    assert chi_squared < 54.1  # 99.9th percentile with 26 degrees of freedom
+
+
+def test_the_level_is_the_first_whose_cumulative_probability_exceeds_the_number():
+    scores = torch.tensor([[0.0, 0.0, 0.0, 0.0, -torch.inf]]).expand(6, -1)  # steps at 1/4, 1/2, 3/4, 1, exactly
+    noise = torch.tensor([0.0, 0.2499, 0.25, 0.4999, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert choose_levels(scores, noise).tolist() == [0, 0, 1, 1, 2, 3]
+
+
+def test_the_last_possible_level_is_taken_where_rounding_leaves_none():
+    scores = torch.tensor([[0.1] * 7 + [0.0]], dtype=torch.float64).log()
+    total = scores.softmax(-1).cumsum(-1)[0, -1]
+    assert choose_levels(scores, total[None]).tolist() == [6]
+
+
+def test_a_level_of_probability_zero_is_never_drawn():
+    scores = torch.tensor([[0.0, 1.0, 0.0]]).log()
+    assert choose_levels(scores, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+
+
+def test_noise_is_one_call_an_image_in_raster_order():
+    noise = draw_noise(seeded(5), 2, 12, torch.device("cpu"))
+    generator = seeded(5)
+    expected = [torch.rand(12, dtype=torch.float64, generator=generator) for _ in range(2)]
+    assert torch.equal(noise, torch.stack(expected, dim=1))
+
+
+@pytest.mark.parametrize("sampler", ["naive", "cached"])
+def test_known_pixels_are_kept_image_by_image(family, sampler):
+    model = build_model(family, num_channels=3, num_levels=4).double()
+    given = random_inputs(model, batch=3)["pixel_values"]
+    mask = torch.rand(given.shape, generator=seeded()) < 0.4
+    given[~mask] = -7  # whatever stands at free positions is ignored
+    images = model.generate(pixel_values=given, known_mask=mask, generator=seeded(), sampler=sampler)
+    assert torch.equal(images[mask], given[mask])
+    free = model.generate(num_images=3, generator=seeded())
+    first = mask.permute(0, 2, 3, 1).flatten(1).int().argmax(1)  # before its first given dimension nothing changes
+    for i in range(3):
+        a, b = (x[i].permute(1, 2, 0).flatten()[: first[i]] for x in (images, free))
+        assert torch.equal(a, b)
+
+
+def test_completions_are_the_same_for_both_samplers_and_for_one_image_expanded(family):
+    model = build_model(family).double()
+    given = random_inputs(model, batch=1)["pixel_values"]
+    upper = torch.zeros(5, 6, dtype=torch.bool)
+    upper[:3] = True
+    drawn = [
+        model.generate(
+            pixel_values=given, known_mask=upper, num_images=4, generator=[seeded(s) for s in range(4)], sampler=sampler
+        )
+        for sampler in ("naive", "cached")
+    ]
+    assert torch.equal(*drawn)
+    assert torch.equal(drawn[0][:, :, :3], given[:, :, :3].expand(4, -1, -1, -1))
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+    alone = model.generate(pixel_values=given, known_mask=upper, generator=seeded(2))
+    assert torch.equal(alone[0], drawn[0][2])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.5},
+        {"top_k": 2},
+        {"top_p": 0.6},
+        {"min_p": 0.3},
+        {"do_sample": False},
+        {"temperature": 2.0, "top_k": 3, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_settings_change_the_image_in_the_same_way_for_both_samplers(family, settings):
+    model = build_model(family, num_levels=6).double()
+    images = [model.generate(num_images=3, generator=seeded(), sampler=s, **settings) for s in ("naive", "cached")]
+    assert torch.equal(*images)
+    assert not torch.equal(images[0], model.generate(num_images=3, generator=seeded()))
+
+
+def test_top_k_leaves_k_levels_and_modes_are_modes():
+    model = build_model("pixelcnn", num_levels=6)
+    output = model.generate(num_images=2, top_k=2, output_scores=True, return_dict_in_generate=True)
+    assert all((score > -torch.inf).sum(-1).tolist() == [2, 2] for score in output.scores)
+    output = model.generate(do_sample=False, output_scores=True, return_dict_in_generate=True)
+    levels = output.sequences.permute(0, 2, 3, 1).flatten()
+    assert levels.tolist() == [score.argmax(-1).item() for score in output.scores]
+
+
+def test_user_processors_see_the_earlier_levels_in_raster_order(family):
+    class Recorder(LogitsProcessor):
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, levels, scores):
+            assert scores.shape == (2, 4)
+            self.seen.append(levels.clone())
+            return scores.masked_fill(torch.tensor([False, False, False, True]), -torch.inf)
+
+    model = build_model(family, num_channels=3, num_levels=4, image_size=[2, 3])
+    for sampler in ("naive", "cached"):
+        recorder = Recorder()
+        images = model.generate(num_images=2, logits_processor=[recorder], sampler=sampler)
+        raster = images.permute(0, 2, 3, 1).flatten(1)
+        assert images.max() < 3
+        assert [seen.shape[1] for seen in recorder.seen] == list(range(18))
+        assert all(torch.equal(seen, raster[:, : seen.shape[1]]) for seen in recorder.seen)
+
+
+def test_generation_settings_are_saved_loaded_and_overridden(family, tmp_path):
+    model = build_model(family, num_levels=6)
+    assert model.generation_config.to_dict().items() >= {"do_sample": True, "temperature": 1.0, "top_k": 0}.items()
+    model.generation_config.temperature = 0.5
+    model.generation_config.top_k = 3
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert type(loaded.generation_config) is PixelCNNGenerationConfig
+    assert loaded.generation_config.temperature == 0.5
+    by_file = loaded.generate(num_images=3, generator=seeded())
+    assert torch.equal(by_file, model.generate(num_images=3, generator=seeded()))
+    true_sample = loaded.generate(num_images=3, generator=seeded(), temperature=1.0, top_k=0)
+    assert not torch.equal(by_file, true_sample)
+    own = PixelCNNGenerationConfig(temperature=1.0, top_k=0)
+    assert torch.equal(loaded.generate(num_images=3, generator=seeded(), generation_config=own), true_sample)
+
+
+def test_sampling_switches_dropout_off_and_leaves_the_mode_alone(family):
+    model = build_model(family, dropout=0.5).double().train()
+    images = [model.generate(num_images=2, generator=seeded(), sampler=s) for s in ("naive", "cached")]
+    assert model.training
+    assert torch.equal(*images)
+    assert torch.equal(images[0], model.eval().generate(num_images=2, generator=seeded()))
+
+
+def test_drawn_levels_can_be_trained_on(family):
+    model = build_model(family, input_encoding="embedding")
+    levels = model.generate(num_images=2)
+    model.train()(levels, labels=levels).loss.backward()
+    assert model.model.encoding.embedding.weight.grad.any()
+
+
+def test_use_cache_false_means_naive_and_autocast_changes_nothing():
+    model = build_model("gated_pixelcnn")
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    images = model.generate(num_images=2, generator=seeded(), use_cache=False)
+    assert len(calls) == 30
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(images, model.generate(num_images=2, generator=seeded()))
+
+
+def test_a_progress_bar_counts_rows(capsys):
+    model = build_model("pixelcnn")
+    model.generate(show_progress=True)
+    assert "5/5" in capsys.readouterr().err
+    model.generate()
+    assert capsys.readouterr().err == ""
+
+
+def test_cached_sampling_needs_less_memory_than_a_forward():
+    from torch.profiler import ProfilerActivity, profile
+
+    def peak(call):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof, torch.inference_mode():
+            call()
+        total = highest = 0
+        for event in prof.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                total += event.nbytes()
+                highest = max(highest, total)
+        return highest
+
+    model = build_model("gated_pixelcnn", image_size=28, hidden_size=32, num_hidden_layers=8)
+    pixel_values = random_inputs(model, batch=8)["pixel_values"]
+    assert peak(lambda: model.generate(num_images=8)) < peak(lambda: model(pixel_values))
