@@ -63,7 +63,7 @@ def test_class_ids_for_an_unconditional_model(family):
 
 def test_labels_that_are_not_levels_of_the_same_shape(family):
     model = build_model(family)
-    with pytest.raises(ValueError, match="`labels` must be levels 0 ... 1"):
+    with pytest.raises(ValueError, match=r"`labels` must be levels 0 \.\.\. 1"):
         model(levels(2, 1, 5, 6), labels=levels(2, 1, 5, 6, value=-99))
     with pytest.raises(ValueError, match=r"`labels` must have the shape of `pixel_values`, \(2, 1, 5, 6\)"):
         model(levels(2, 1, 5, 6), labels=levels(1, 1, 5, 6))
@@ -98,13 +98,13 @@ def test_wrong_arguments_of_generate(arguments, error, message):
 def test_wrong_images_to_complete():
     model = build_model("pixelcnn", num_levels=4)
     given, mask = levels(2, 1, 5, 6), torch.ones(5, 6, dtype=torch.bool)
-    with pytest.raises(ValueError, match="`known_mask` must be a torch.BoolTensor, got torch.float32"):
+    with pytest.raises(ValueError, match=r"`known_mask` must be a torch.BoolTensor, got torch.float32"):
         model.generate(pixel_values=given, known_mask=mask.float())
     with pytest.raises(ValueError, match=r"`known_mask` must be broadcastable to the images drawn.*got \(6, 5\)"):
         model.generate(pixel_values=given, known_mask=mask.T)
     with pytest.raises(ValueError, match="disagree about the number of images"):
         model.generate(pixel_values=given, known_mask=mask, num_images=3)
-    with pytest.raises(ValueError, match="`pixel_values` must be levels 0 ... 3"):
+    with pytest.raises(ValueError, match=r"`pixel_values` must be levels 0 \.\.\. 3"):
         model.generate(pixel_values=given + 4, known_mask=mask)
     with pytest.raises(TypeError, match="`pixel_values` must be integer levels"):
         model.generate(pixel_values=given.float(), known_mask=mask)
@@ -118,7 +118,7 @@ def test_wrong_classes_to_generate(family):
     model = build_model(family, num_classes=3)
     with pytest.raises(ValueError, match="`class_ids` are needed"):
         model.generate()
-    with pytest.raises(ValueError, match="`class_ids` must be 0 ... 2"):
+    with pytest.raises(ValueError, match=r"`class_ids` must be 0 \.\.\. 2"):
         model.generate(class_ids=3)
     with pytest.raises(ValueError, match="disagree about the number of images"):
         model.generate(class_ids=[0, 1], num_images=3)
@@ -142,6 +142,6 @@ def test_levels_out_of_range_on_a_gpu_are_an_error_and_no_device_assert(family):
     model = build_model(family, num_levels=4, input_encoding="embedding", num_classes=3).cuda()
     with pytest.raises(ValueError, match="`pixel_values` must be levels"):
         model(levels(1, 1, 5, 6, value=9).cuda(), class_ids=torch.tensor([0]).cuda())
-    with pytest.raises(ValueError, match="`class_ids` must be 0 ... 2"):
+    with pytest.raises(ValueError, match=r"`class_ids` must be 0 \.\.\. 2"):
         model(levels(1, 1, 5, 6).cuda(), class_ids=torch.tensor([7]).cuda())
     assert torch.isfinite(model(levels(1, 1, 5, 6).cuda(), class_ids=torch.tensor([0]).cuda()).logits).all()

@@ -12,8 +12,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 from hf_pixelcnn import PixelCNNImageProcessor
 
-# Loads every model with an allocator full of NaN: a mask that is not rebuilt would come back as that memory. The process
-# without the package runs the source files in the folder instead.
+# Loads every model with an allocator full of NaN: a mask that is not rebuilt would come back as that memory. The
+# process without the package runs the source files in the folder instead.
 CHILD = """
 import importlib.util, json, pathlib, sys, torch
 from transformers import AutoModel

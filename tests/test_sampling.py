@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from benchmark import noise_rule_violations, peak_bytes
 from conftest import build_model, random_inputs
 from transformers import LogitsProcessor
 
@@ -17,25 +18,6 @@ def seeded(seed=0):
 
 def conditions(model, batch):
     return {"class_ids": torch.arange(batch) % (model.config.num_classes + 1) - 1} if model.config.num_classes else {}
-
-
-def assert_obeys_the_noise_rule(model, output, noise, tolerance, **inputs):
-    """
-    One full forward on the finished images reproduces the scores, and every level follows from its number and the
-    cumulative sum, except where the number lies within the tolerance of a step. `noise` is `(dims, batch)`.
-    """
-    logits = model(output.sequences, **inputs).logits
-    levels = output.sequences.permute(0, 2, 3, 1).flatten(1)  # (batch, dims)
-    dimensions = itertools.product(*(range(n) for n in (*output.sequences.shape[2:], model.config.num_channels)))
-    for n, (row, column, channel) in enumerate(dimensions):
-        pixel = model.output_distribution.pixel(logits, row, column)
-        reference = model.output_distribution.level_logits(pixel, channel, levels[:, n - channel : n]).double().exp()
-        assert (output.scores[n].double().exp() - reference).abs().max() < tolerance
-        steps = torch.nn.functional.pad(reference.cumsum(-1), (1, 0))  # (batch, levels + 1)
-        below = steps.gather(1, levels[:, n : n + 1])[:, 0]
-        above = steps.gather(1, levels[:, n : n + 1] + 1)[:, 0]
-        assert (below - tolerance <= noise[n]).all()
-        assert (noise[n] < above + tolerance).all()
 
 
 def test_cached_equals_naive_in_float64(family, variant):
@@ -94,7 +76,20 @@ def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, varia
         )
         noise = draw_noise(seeded(), 3, output.sequences[0].numel(), output.sequences.device)
         tolerance = 1e-5 if dtype == torch.float32 else 0.1
-        assert_obeys_the_noise_rule(model, output, noise, tolerance, **inputs)
+        assert noise_rule_violations(model, output, noise, tolerance, **inputs) == 0
+
+
+def test_the_check_of_the_noise_rule_notices_a_wrong_level_and_a_wrong_score():
+    model = build_model("gated_pixelcnn").double()
+    noise = draw_noise(seeded(), 2, 30, torch.device("cpu"))
+    output = model.generate(num_images=2, generator=seeded(), output_scores=True, return_dict_in_generate=True)
+    assert noise_rule_violations(model, output, noise, 1e-9) == 0
+    scores = output.scores
+    output.scores = (scores[0] + 0.01, *scores[1:])
+    assert noise_rule_violations(model, output, noise, 1e-9) == 2
+    output.scores = scores
+    output.sequences[1, 0, 4, 5] = 1 - output.sequences[1, 0, 4, 5]  # the last level: it changes no probability
+    assert noise_rule_violations(model, output, noise, 1e-9) == 1
 
 
 def test_an_image_does_not_depend_on_its_batch(family):
@@ -296,18 +291,11 @@ def test_a_progress_bar_counts_rows(capsys):
 
 
 def test_cached_sampling_needs_less_memory_than_a_forward():
-    from torch.profiler import ProfilerActivity, profile
-
-    def peak(call):
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof, torch.inference_mode():
-            call()
-        total = highest = 0
-        for event in prof.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                total += event.nbytes()
-                highest = max(highest, total)
-        return highest
-
     model = build_model("gated_pixelcnn", image_size=28, hidden_size=32, num_hidden_layers=8)
     pixel_values = random_inputs(model, batch=8)["pixel_values"]
-    assert peak(lambda: model.generate(num_images=8)) < peak(lambda: model(pixel_values))
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        sampling, forward = (
+            peak_bytes(f, cpu) for f in (lambda: model.generate(num_images=8), lambda: model(pixel_values))
+        )
+    assert sampling < forward

@@ -1,0 +1,47 @@
+"""What the README shows works."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_python_blocks_run_in_order(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    blocks = [code for language, code in BLOCKS if language == "python"]
+    assert len(blocks) >= 3
+    names = {}
+    for code in blocks:
+        exec(compile(code, "README.md", "exec"), names)
+    assert len(names["images"]) == 16
+    assert names["completions"].shape == (6, 1, 28, 28)
+
+
+def test_shell_blocks_name_targets_scripts_and_options_that_exist():
+    commands = [line.split("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+    assert commands[:2] == ["make demo", "make test"]  # what a newcomer sees first
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in filter(None, commands):
+        program, *words = command.split()
+        if program == "make":
+            assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words), command
+        elif program == "python":
+            script = (ROOT / words[0]).read_text(encoding="utf-8")
+            for option in (word.removeprefix("--") for word in words[1:] if word.startswith("--")):
+                assert option == "config" or re.search(rf"\b{option}\b", script), command
+            for path in (word for word in words if word.startswith("training/")):
+                assert (ROOT / path).exists(), command
+        else:
+            assert program == "pip", command
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_local_links_lead_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link

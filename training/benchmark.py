@@ -1,0 +1,273 @@
+r"""
+What sampling and training cost, as one table.
+
+    python training/benchmark.py                        # everything that fits into about 10 minutes on 2 cores
+    python training/benchmark.py --cases grey --batch_sizes 1 16 64
+
+The cost of a sampler is the time to draw a batch divided by the time of one full forward of the same batch, in the
+same process and dtype; 1.0 is a sampler that computes everything once and has no overhead. `forwards` divides by the
+eager forward in default memory format, `compiled` by the compiled one. `speed-up` is the time of the naive sampler,
+measured on its first dimensions and scaled, divided by the sampler's. Times are medians after a warm-up. A row is
+printed only if its images pass the check of [`noise_rule_violations`]. `memory` is the peak of what a call allocates,
+in MiB.
+
+The last lines give the training rate (bfloat16, compiled, channels_last) and the share of the measured rate of matrix
+products that it is.
+"""
+
+import contextlib
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from command_line import CommandLineParser, InputError, one_line_errors
+from run_record import run_facts, write_json
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig
+from hf_pixelcnn.generation_pixelcnn import draw_noise
+
+COLOUR = {"num_channels": 3, "num_levels": 256, "hidden_size": 66, "head_hidden_size": 66}
+CASES = {
+    "grey": GatedPixelCNNConfig(),  # the reference network
+    "grey_256": GatedPixelCNNConfig(num_levels=256),
+    "plain": PixelCNNConfig(),
+    "colour": GatedPixelCNNConfig(image_size=32, **COLOUR),
+    "colour_64": GatedPixelCNNConfig(image_size=64, **COLOUR),
+}
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+SLOW_FORWARD = 2.0  # seconds; slower cases are timed once
+NAIVE_DIMENSIONS = 8
+
+
+@dataclass
+class BenchmarkArguments:
+    cases: list[str] = field(
+        default_factory=lambda: ["grey", "plain", "colour"], metadata={"help": f"Of {', '.join(CASES)}."}
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 16, 64], metadata={"help": "Images drawn at a time."})
+    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float64."})
+    device: str = field(default="cpu", metadata={"help": "Device."})
+    compiled: bool = field(default=True, metadata={"help": "Time the compiled forward, too (compiling takes a while)."})
+    train: bool = field(default=True, metadata={"help": "Measure the training rate."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+
+
+class EnoughError(Exception):
+    """Raised by a processor to stop the naive sampler."""
+
+
+def median_seconds(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """Median wall-clock seconds of `call`, after one call that does not count; one run if that one is slow."""
+    seconds = []
+    while len(seconds) <= repeats:
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) == 2 and seconds[1] > SLOW_FORWARD:
+            break
+    return statistics.median(seconds[1:])
+
+
+def synchronize(device: torch.device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The most memory that `call` holds at one time, in bytes, beyond what was held before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    held = highest = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    return highest
+
+
+@torch.no_grad()
+def noise_rule_violations(model, output, noise: torch.Tensor, tolerance: float, class_ids=None) -> int:
+    r"""
+    Check drawn images against one full forward on them.
+
+    Args:
+        model: The model that drew them, in evaluation mode.
+        output ([`PixelCNNGenerateOutput`]): With scores, drawn without processors.
+        noise (`torch.DoubleTensor` of shape `(dims, batch)`): The numbers they were drawn with.
+        tolerance (`float`): What rounding may move a probability by.
+        class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Their classes.
+
+    Returns:
+        `int`: Dimensions whose scores differ from the forward's by more than the tolerance, or whose level does not
+        follow from their number and the forward's cumulative probabilities although the number is not that close to a
+        step.
+    """
+    logits = model(output.sequences, class_ids=class_ids).logits
+    levels = output.sequences.permute(0, 2, 3, 1).flatten(1)  # (batch, dims)
+    positions = itertools.product(*map(range, output.sequences.shape[2:]), range(output.sequences.shape[1]))
+    violations = torch.zeros((), dtype=torch.long, device=levels.device)
+    for n, (row, column, channel) in enumerate(positions):
+        pixel = model.output_distribution.pixel(logits, row, column)
+        previous = levels[:, n - channel : n]
+        probabilities = model.output_distribution.level_logits(pixel, channel, previous).double().exp()
+        off = (output.scores[n].double().exp() - probabilities).abs().amax(-1) > tolerance
+        steps = torch.nn.functional.pad(probabilities.cumsum(-1), (1, 0))  # (batch, levels + 1)
+        low, high = (steps.gather(1, levels[:, n : n + 1] + i)[:, 0] for i in (0, 1))
+        violations += (off | (noise[n] < low - tolerance) | (noise[n] >= high + tolerance)).sum()
+    return int(violations)
+
+
+def naive_seconds(model, batch: int, device: torch.device) -> float:
+    """Seconds of the naive sampler, from its first dimensions."""
+    config = model.config
+
+    def stop(levels, scores):
+        if levels.shape[1] == NAIVE_DIMENSIONS:
+            raise EnoughError
+        return scores
+
+    def first_dimensions():
+        with contextlib.suppress(EnoughError):
+            model.generate(num_images=batch, sampler="naive", logits_processor=[stop])
+
+    dims = config.num_channels * config.image_size[0] * config.image_size[1]
+    # One forward more than levels were drawn.
+    return median_seconds(first_dimensions, device, repeats=3) / (NAIVE_DIMENSIONS + 1) * dims
+
+
+def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
+    """Rows of the table for one network and batch size."""
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(CASES[name]).to(device, dtype).eval()
+    config = model.config
+    pixel_values = torch.randint(config.num_levels, (batch, config.num_channels, *config.image_size), device=device)
+
+    def forward(network=model):
+        with torch.inference_mode():
+            network(pixel_values)
+
+    eager = median_seconds(forward, device)
+    compiled = None
+    if args.compiled:
+        fast = torch.compile(model, dynamic=False)
+        compiled = median_seconds(lambda: forward(fast), device)
+        torch.compiler.reset()
+    naive = naive_seconds(model, batch, device)
+    row = {
+        "case": name,
+        "image": "×".join(map(str, [*config.image_size, config.num_channels])),
+        "levels": config.num_levels,
+        "batch": batch,
+        "dtype": args.dtype,
+    }
+    memory = peak_bytes(forward, device) / 2**20
+    yield {**row, "sampler": "(forward)", "seconds": eager, "forwards": 1.0, "memory_mib": memory}
+    yield {**row, "sampler": "naive*", "seconds": naive, "forwards": naive / eager}
+
+    draw = lambda **settings: model.generate(num_images=batch, generator=torch.Generator().manual_seed(0), **settings)  # noqa: E731
+    output = draw(output_scores=True, return_dict_in_generate=True)
+    noise = draw_noise(torch.Generator().manual_seed(0), batch, len(output.scores), device)
+    violations = noise_rule_violations(model, output, noise, TOLERANCES[dtype])
+    if violations:
+        print(f"{name}, batch {batch}: {violations} dimensions break the noise rule, row left out")
+        return
+    seconds = median_seconds(draw, device)
+    yield {
+        **row,
+        "sampler": "cached",
+        "seconds": seconds,
+        "forwards": seconds / eager,
+        "compiled_forwards": seconds / compiled if compiled else None,
+        "speed_up": naive / seconds,
+        "memory_mib": peak_bytes(draw, device) / 2**20,
+    }
+
+
+def matrix_product_rate(device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second of large bfloat16 matrix products."""
+    size = size if device.type == "cpu" else 4 * size
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    return 2 * size**3 / median_seconds(lambda: a @ b, device, repeats=10)
+
+
+def training_rate(config, batch: int, device: torch.device) -> dict:
+    """Images a second of training steps in bfloat16, compiled and in channels_last."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).to(device, memory_format=torch.channels_last).train()
+    pixel_values = torch.randint(config.num_levels, (batch, config.num_channels, *config.image_size), device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    with FlopCounterMode(display=False) as counter:
+        model(pixel_values, labels=pixel_values).loss.backward()
+    compiled = torch.compile(model, dynamic=False)
+
+    def step():
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss = compiled(pixel_values, labels=pixel_values).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    seconds = median_seconds(step, device, repeats=10)
+    return {
+        "images_per_second": batch / seconds,
+        "share_of_matrix_rate": counter.get_total_flops() / seconds / matrix_product_rate(device),
+    }
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    (args,) = CommandLineParser([BenchmarkArguments]).parse(arguments)
+    unknown = sorted(set(args.cases) - set(CASES))
+    if unknown:
+        raise InputError(f"unknown case {unknown[0]!r}; known are {', '.join(CASES)}.")
+    if args.dtype not in ("float32", "bfloat16", "float64"):
+        raise InputError(f"--dtype must be float32, bfloat16 or float64, got {args.dtype!r}.")
+    start = time.perf_counter()
+    header = "case       image     levels  batch  sampler       seconds  forwards  compiled  speed-up  memory"
+    print(header + "\n" + "-" * len(header))
+    rows = []
+    for name in args.cases:
+        for batch in args.batch_sizes:
+            for row in sampling_rows(name, batch, args):
+                rows.append(row)
+                numbers = [(row.get("compiled_forwards"), 2), (row.get("speed_up"), 0), (row.get("memory_mib"), 1)]
+                cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in numbers]
+                print(
+                    f"{name:<10} {row['image']:<9} {row['levels']:>6}  {batch:>5}  {row['sampler']:<11} "
+                    f"{row['seconds']:>9.3f} {row['forwards']:>9.2f} {cells[0]:>9} {cells[1]:>9} {cells[2]:>7}",
+                    flush=True,
+                )
+    print(f"* measured on the first {NAIVE_DIMENSIONS} dimensions and scaled")
+    results = {"rows": rows, **run_facts(args.device)}
+    if args.train:
+        results["training"] = {}
+        for name in ("plain", "grey"):
+            rate = training_rate(CASES[name], 32, torch.device(args.device))
+            results["training"][name] = rate
+            print(
+                f"training {name}: {rate['images_per_second']:.0f} images/s, "
+                f"{100 * rate['share_of_matrix_rate']:.0f} % of the rate of bfloat16 matrix products"
+            )
+    print(f"{json.dumps(results['device'])}, {time.perf_counter() - start:.0f} s in all")
+    if args.output:
+        write_json(results, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+r"""
+Data sets of images (or of codes) as integer levels.
+
+Images are decoded and turned into levels once, in batches, by the model's image processor; `datasets` caches the result
+in a file, which is then read in place. Only what must change from epoch to epoch, stochastic binarisation, is done when
+an image is asked for, with numbers that depend on the seed, the epoch and the image alone: not on the order of images,
+the number of workers, or where a run was interrupted.
+"""
+
+import os
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import torch
+from command_line import InputError
+from PIL import Image
+
+import hf_pixelcnn
+from hf_pixelcnn import PixelCNNImageProcessor
+
+LEVELS = "levels"
+
+
+def load_split(
+    dataset: str, split: str, config_name: str | None = None, cache_dir: str | None = None
+) -> datasets.Dataset:
+    r"""
+    Rows of a data set.
+
+    Args:
+        dataset (`str`): Id on the Hub, local folder, or folder written by `Dataset.save_to_disk`.
+        split (`str`): Split or expression, e.g. `train`, `train[:50000]`, `train[50000:]`, `train+test`.
+        config_name (`str`, *optional*): Configuration of a data set that has several.
+        cache_dir (`str`, *optional*): Where `datasets` keeps its files, instead of its usual place.
+
+    Raises:
+        InputError: If the data set or the split does not exist, or the split is empty.
+    """
+    try:
+        if any(os.path.isfile(os.path.join(dataset, name)) for name in ("dataset_dict.json", "state.json")):
+            rows = _load_saved_split(dataset, split)
+        else:
+            rows = datasets.load_dataset(dataset, config_name, split=split, cache_dir=cache_dir)
+    except Exception as error:  # whatever a Hub client, a file format or a split expression may raise
+        raise InputError(f"cannot load split {split!r} of data set {dataset!r}: {error}") from error
+    if len(rows) == 0:
+        raise InputError(f"split {split!r} of data set {dataset!r} is empty.")
+    return rows
+
+
+def _load_saved_split(folder: str, split: str) -> datasets.Dataset:
+    saved = datasets.load_from_disk(folder)
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows) for name, rows in splits.items()})
+    return datasets.concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
+
+
+def _is_code_grid(feature) -> bool:
+    """Whether a column holds 2-D arrays of integers."""
+    if isinstance(feature, datasets.Array2D):
+        return "int" in feature.dtype
+    for _ in range(2):
+        if isinstance(feature, datasets.LargeList | datasets.List):
+            feature = feature.feature
+        else:
+            return False
+    return isinstance(feature, datasets.Value) and "int" in feature.dtype
+
+
+def find_image_column(features: datasets.Features, name: str | None = None) -> tuple[str, bool]:
+    r"""
+    The column to model, by its type: the only `Image`, or else the only column of 2-D arrays of integers.
+
+    Args:
+        features (`datasets.Features`): Columns of the data set.
+        name (`str`, *optional*): A column to take if there are several.
+
+    Returns:
+        `(str, bool)`: Its name, and whether it holds codes (integers that are levels already).
+
+    Raises:
+        InputError: If there is no such column, or several and none was named.
+    """
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    codes = [key for key, feature in features.items() if _is_code_grid(feature)]
+    if name is not None:
+        if name not in images + codes:
+            raise InputError(f"column {name!r} holds no images; columns are {dict(features)}.")
+        return name, name in codes
+    found = images or codes
+    if len(found) != 1:
+        what = f"several image columns, {found}: choose one with --image_column" if found else "no image column"
+        raise InputError(f"the data set has {what}; columns are {dict(features)}.")
+    return found[0], not images
+
+
+def find_class_column(features: datasets.Features, name: str | None = None) -> str:
+    r"""
+    The column of classes: the only `ClassLabel`, or the integer column called `name`.
+
+    Raises:
+        InputError: If there is no such column, or several and none was named.
+    """
+    if name is not None:
+        feature = features.get(name)
+        if isinstance(feature, datasets.ClassLabel) or (isinstance(feature, datasets.Value) and "int" in feature.dtype):
+            return name
+        raise InputError(f"column {name!r} holds no classes; columns are {dict(features)}.")
+    found = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(found) != 1:
+        what = f"several class columns, {found}: choose one with --class_column" if found else "no class column"
+        raise InputError(f"a class-conditional model needs classes, but the data set has {what}.")
+    return found[0]
+
+
+def class_names(rows: datasets.Dataset, column: str) -> list[str]:
+    """Names of the classes of a column; the numbers themselves where it has no names."""
+    feature = rows.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.names
+    return [str(number) for number in range(max(rows[column]) + 1)]
+
+
+def num_channels_of(image: Image.Image) -> int:
+    """1 for a grey or black-and-white image, 3 for any other."""
+    return 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
+
+
+def _encode_images(batch: dict, column: str, options: dict, shape: tuple, version: str) -> dict:
+    """A batch of images as rows of levels. `version` is a part of the key under which the result is cached."""
+    images = batch[column]
+    if any(image is None for image in images):
+        raise InputError(f"column {column!r} has a row without an image.")
+    try:
+        levels = PixelCNNImageProcessor(**options)(images, return_tensors="np")["pixel_values"]
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if levels.shape[1:] != shape:
+        raise InputError(f"images have different sizes, {levels.shape[1:]} and {shape}; give --image_size.")
+    return {LEVELS: levels.reshape(len(levels), -1).astype(np.uint8)}
+
+
+def _encode_codes(batch: dict, column: str, num_levels: int, shape: tuple) -> dict:
+    """A batch of 2-D arrays of integers as rows of levels."""
+    try:
+        levels = np.asarray(batch[column])
+    except ValueError as error:
+        raise InputError(f"arrays in column {column!r} have different sizes.") from error
+    if levels.shape[1:] != shape[1:]:
+        raise InputError(f"arrays in column {column!r} have different sizes, {levels.shape[1:]} and {shape[1:]}.")
+    if levels.min() < 0 or levels.max() >= num_levels:
+        raise InputError(
+            f"codes in column {column!r} must be 0 ... {num_levels - 1} (--num_levels is {num_levels}), "
+            f"got values from {levels.min()} to {levels.max()}."
+        )
+    return {LEVELS: levels.reshape(len(levels), -1).astype(np.uint8 if num_levels <= 256 else np.int32)}
+
+
+class LevelDataset(torch.utils.data.Dataset):
+    r"""
+    Levels of the images of one split, read in place from the file in which `datasets` caches them.
+
+    Args:
+        rows (`datasets.Dataset`): One split, see [`load_split`].
+        num_levels (`int`): Levels of the model.
+        processor ([`PixelCNNImageProcessor`], *optional*): Makes levels of images; not needed for codes.
+        image_column (`str`, *optional*), class_column (`str`, *optional*): See the `find_...` functions.
+        with_classes (`bool`): Whether items have `class_ids`.
+        stochastic_seed (`int`): Seed of stochastic binarisation, if the processor asks for that.
+
+    An item is a `dict` with `pixel_values`, `np.ndarray` `(channels, height, width)`, uint8 (int32 above 256 levels),
+    and, with classes, `class_ids`, `int` (-1: no class).
+
+    Raises:
+        InputError: If there is no column of the needed type, an image is missing, or images differ in size.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        num_levels: int,
+        processor: PixelCNNImageProcessor | None = None,
+        image_column: str | None = None,
+        class_column: str | None = None,
+        with_classes: bool = False,
+        stochastic_seed: int = 0,
+    ):
+        column, is_codes = find_image_column(rows.features, image_column)
+        self.class_ids = None
+        if with_classes:
+            class_column = find_class_column(rows.features, class_column)
+            self.class_ids = np.asarray(rows.with_format("numpy")[class_column][:], dtype=np.int64)
+        rows = rows.select_columns([column])
+        self.is_stochastic = False
+        if is_codes:
+            self.shape = (1, *np.shape(rows[0][column]))
+            encode = _encode_codes
+            settings = {"num_levels": num_levels}
+            dtype = "uint8" if num_levels <= 256 else "int32"
+        else:
+            options = {
+                key: value
+                for key, value in processor.to_dict().items()
+                if key in processor.valid_kwargs.__annotations__ and value is not None
+            }
+            self.is_stochastic = options.get("binarization") == "stochastic"
+            if self.is_stochastic:  # the file keeps pixels
+                options |= {"num_levels": 256}
+                del options["binarization"]
+            first = processor(rows[0][column], return_tensors="np")["pixel_values"]
+            self.shape = first.shape[1:]
+            encode = _encode_images
+            settings = {"options": options, "version": hf_pixelcnn.__version__}
+            dtype = "uint8"
+        num_dims = int(np.prod(self.shape))
+        levels = rows.map(
+            encode,
+            batched=True,
+            remove_columns=[column],
+            features=datasets.Features({LEVELS: datasets.List(datasets.Value(dtype), length=num_dims)}),
+            fn_kwargs={"column": column, "shape": self.shape, **settings},
+            desc="Levels",
+        )
+        chunks = levels.data.column(LEVELS).chunks
+        self.blocks = [chunk.flatten().to_numpy().reshape(-1, *self.shape) for chunk in chunks]
+        self.ends = np.cumsum([len(block) for block in self.blocks])
+        self.seed, self.epoch = stochastic_seed, 0
+
+    def set_epoch(self, epoch: int):
+        """Choose the epoch whose stochastic binarisation items show."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in 0 ... {len(self) - 1}.")
+        block = int(np.searchsorted(self.ends, index, side="right"))
+        levels = self.blocks[block][index - self.ends[block]]  # a negative index, counted from the block's end
+        if self.is_stochastic:
+            channels, height, width = self.shape
+            bits = np.random.Philox(key=self.seed, counter=[0, 0, index, self.epoch])
+            noise = np.random.Generator(bits).random((height, width, channels)).transpose(2, 0, 1)
+            levels = (noise * 255 < levels).astype(np.uint8)
+        item = {"pixel_values": levels}
+        if self.class_ids is not None:
+            item["class_ids"] = int(self.class_ids[index])
+        return item
+
+
+def collate_levels(items: Sequence[dict]) -> dict[str, torch.Tensor]:
+    r"""
+    A batch for the model.
+
+    Returns:
+        `dict`: `pixel_values` `(batch, channels, height, width)`, uint8 or int32; `labels`, the same as int64 (in uint8
+        the ignored label -100 would be level 156); with classes `class_ids`, int64 `(batch,)`.
+    """
+    pixel_values = torch.from_numpy(np.stack([item["pixel_values"] for item in items]))
+    batch = {"pixel_values": pixel_values, "labels": pixel_values.long()}
+    if "class_ids" in items[0]:
+        batch["class_ids"] = torch.tensor([item["class_ids"] for item in items])
+    return batch

@@ -1,0 +1,72 @@
+"""Pictures: a grid of images, and curves of the loss."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+def images_of_levels(levels: torch.Tensor, num_levels: int) -> list[Image.Image]:
+    """Grey images of `(batch, 1, height, width)` levels without an image processor, such as VQ codes."""
+    grey = levels[:, 0].float().mul(255 / (num_levels - 1)).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in grey.cpu().numpy()]
+
+
+def image_grid(
+    images: Sequence[Image.Image], columns: int | None = None, gap: int = 2, least_width: int = 480
+) -> Image.Image:
+    r"""
+    Images of one size side by side, row by row.
+
+    Args:
+        images (sequence of `PIL.Image.Image`): At least one image.
+        columns (`int`, *optional*): Images in a row; by default about as many as rows.
+        gap (`int`): Grey pixels between images, before enlarging.
+        least_width (`int`): The grid is enlarged by the whole number that makes it at least this wide.
+
+    Raises:
+        ValueError: If there is no image.
+    """
+    if not images:
+        raise ValueError("A grid needs at least one image.")
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    grid = Image.new(
+        images[0].mode,
+        (columns * (width + gap) - gap, rows * (height + gap) - gap),
+        128 if images[0].mode == "L" else (128, 128, 128),
+    )
+    for index, image in enumerate(images):
+        grid.paste(image, (index % columns * (width + gap), index // columns * (height + gap)))
+    scale = math.ceil(least_width / grid.width)
+    return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
+
+
+def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = None):
+    r"""
+    Draw the training loss and the evaluation loss, in nats per dimension, over epochs.
+
+    Args:
+        log_history (sequence of `dict`): `trainer.state.log_history`.
+        path (`str`): Where to write the picture.
+        title (`str`, *optional*): Text above it.
+    """
+    train = [(row["epoch"], row["loss"]) for row in log_history if "loss" in row]
+    evaluation = [(row["epoch"], row["eval_loss"]) for row in log_history if "eval_loss" in row]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    if train:
+        axes.plot(*zip(*train, strict=True), linewidth=1, label="training")
+    if evaluation:
+        axes.plot(*zip(*evaluation, strict=True), "o-", label="evaluation")
+    settled = [loss for epoch, loss in train if epoch >= 0.1 * train[-1][0]] + [loss for _, loss in evaluation]
+    if settled:  # the first steps are far above the rest and would flatten it
+        margin = 0.05 * (max(settled) - min(settled)) or 0.05
+        axes.set_ylim(min(settled) - margin, max(settled) + margin)
+        axes.legend()
+    axes.set(xlabel="epoch", ylabel="nats per dimension", title=title)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

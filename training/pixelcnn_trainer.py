@@ -1,0 +1,254 @@
+"""`Trainer` for likelihood models of images: exact evaluation, an average of the weights, exact resumption."""
+
+import contextlib
+import math
+import os
+import time
+from dataclasses import dataclass, field
+
+import torch
+from image_data import collate_levels
+from safetensors.torch import load_file, save_file
+from scoring import metrics_of, nats_per_image
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import speed_metrics
+
+EMA_FILE = "ema.safetensors"
+
+
+@dataclass
+class PixelCNNTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with an average of the weights, a memory format, and the defaults that our batches need."""
+
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay of the exponential moving average of the weights, which is what is evaluated and saved; "
+            "0 for none. In step t = 0, 1, ... it is min(ema_decay, (1 + t) / (10 + t))."
+        },
+    )
+    channels_last: bool = field(default=False, metadata={"help": "Keep convolution weights in channels_last format."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
+    logging_steps: float = field(default=50, metadata={"help": "Log the training loss every so many steps."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Leave out the last, smaller training batch of an epoch."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches hold nothing unused: keep all."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whether some parameters may get no gradient; here none."}
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else `bf16` is refused on a CPU
+        super().__post_init__()
+
+
+class WeightAverage:
+    r"""
+    Exponential moving average of the parameters of a model, in float32 or wider.
+
+    After step t = 0, 1, ... of the optimizer: average ← d · average + (1 − d) · weight with
+    d = min(decay, (1 + t) / (10 + t)); it starts at the initial weights.
+
+    Args:
+        model (`nn.Module`): Its parameters are averaged.
+        decay (`float`): In (0, 1).
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = dict(model.named_parameters())
+        self.average = {
+            name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True)
+            for name, p in self.parameters.items()
+        }
+
+    @torch.no_grad()
+    def update(self, step: int):
+        """Take in the weights after step `step` of the optimizer, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        weights = [p.detach().to(self.average[name].dtype) for name, p in self.parameters.items()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+
+    @contextlib.contextmanager
+    def in_use(self):
+        """The model has the averaged weights inside this context, and its own again afterwards."""
+        own = {name: p.detach().clone() for name, p in self.parameters.items()}
+        try:
+            self._write(self.average)
+            yield
+        finally:
+            self._write(own)
+
+    @torch.no_grad()
+    def _write(self, values: dict[str, torch.Tensor]):
+        for name, p in self.parameters.items():
+            p.copy_(values[name])
+
+    def save(self, folder: str):
+        """Write `ema.safetensors`."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.average.items()}
+        save_file(tensors, os.path.join(folder, EMA_FILE), metadata={"format": "pt"})
+
+    def load(self, folder: str):
+        """Continue from the `ema.safetensors` of a checkpoint."""
+        path = os.path.join(folder, EMA_FILE)
+        if not os.path.isfile(path):
+            raise ValueError(f"Cannot resume with `ema_decay` above 0: {folder} has no {EMA_FILE}.")
+        for name, tensor in load_file(path).items():
+            self.average[name].copy_(tensor)
+
+
+class _StepCallback(TrainerCallback):
+    """Keeps the average and the data set up to date, and the log complete at each checkpoint."""
+
+    def __init__(self, trainer: "PixelCNNTrainer"):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.ema is not None:
+            self.trainer.ema.update(state.global_step - 1)
+        self._log_before_saving(control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._log_before_saving(control)
+
+    def _log_before_saving(self, control):
+        # `Trainer` does not save what it has summed up since the last log; so nothing may be pending.
+        control.should_log = control.should_log or control.should_save
+
+
+class PixelCNNTrainer(Trainer):
+    r"""
+    `Trainer` for the `...ForCausalImageModeling` models.
+
+    - The loss is nats per dimension over all accumulated batches of all processes.
+    - `evaluate` scores each image of the split once, whatever the batch size and the number of processes, and adds up
+      in float64: `eval_loss` (nats per dimension), `eval_bits_per_dim`, `eval_nats_per_image`. No logits are kept.
+    - With `ema_decay`, `evaluate` and `save_model` use the averaged weights. A `checkpoint-N` holds the raw weights,
+      from which training resumes exactly, and the average in `ema.safetensors`.
+
+    Args:
+        model: A model with `log_prob`.
+        args ([`PixelCNNTrainingArguments`]): Arguments.
+        data_collator: [`collate_levels`] by default.
+        kwargs: As for `Trainer`; data sets are `torch.utils.data.Dataset`s of known length.
+    """
+
+    def __init__(self, model, args: PixelCNNTrainingArguments, data_collator=collate_levels, **kwargs):
+        if args.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        super().__init__(model, args, data_collator=data_collator, **kwargs)
+        self.ema = None
+        self.nats_function = torch.compile(nats_per_image, dynamic=False) if args.torch_compile else nats_per_image
+        self.add_callback(_StepCallback(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As `Trainer.train`; `True` resumes from the last checkpoint that was written completely."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
+        if self.args.ema_decay:
+            self.ema = WeightAverage(self.model, self.args.ema_decay)
+            if resume_from_checkpoint:
+                self.ema.load(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def averaged_weights(self):
+        """Context in which the model has the averaged weights, if there are any."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.in_use()
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        r"""
+        Score a split with the averaged weights, if there are any.
+
+        Args:
+            eval_dataset (`Dataset`, *optional*): By default the trainer's own.
+            ignore_keys: Not used; no outputs are collected.
+            metric_key_prefix (`str`): Start of the names of the metrics.
+
+        Returns:
+            `dict` with `eval_loss` (nats per dimension), `eval_bits_per_dim`, `eval_nats_per_image` and speeds.
+        """
+        images = self.eval_dataset if eval_dataset is None else eval_dataset
+        args, start = self.args, time.time()
+        own_share = torch.utils.data.Subset(images, range(args.process_index, len(images), args.world_size))
+        loader = DataLoader(
+            own_share,
+            args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            generator=torch.Generator(),  # training draws the same numbers with and without evaluation
+        )
+        was_training = self.model.training
+        self.model.eval()
+        self.callback_handler.eval_dataloader = loader
+        sums = torch.zeros(3, dtype=torch.float64, device=args.device)  # nats, images, dimensions
+        with self.averaged_weights():
+            for batch in loader:
+                sums += self._score_batch(batch)
+                self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
+        self.model.train(was_training)
+        nats, num_images, num_dims = self.accelerator.reduce(sums, "sum").tolist()
+        values = metrics_of(nats, num_images, num_dims)
+        values = {"loss": values.pop("nats_per_dim"), **values}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        metrics |= speed_metrics(
+            metric_key_prefix,
+            start,
+            num_samples=len(images),
+            num_steps=math.ceil(len(images) / (args.eval_batch_size * args.world_size)),
+        )
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    def _score_batch(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Nats, images and dimensions of a batch, `torch.DoubleTensor` `(3,)`."""
+        batch = self._prepare_inputs(batch)
+        pixel_values, class_ids = batch["pixel_values"], batch.get("class_ids")
+        count, num_dims = len(pixel_values), pixel_values.numel()
+        if self.args.torch_compile and count < self.args.eval_batch_size:  # keep the shape that was compiled
+            repeat = torch.arange(self.args.eval_batch_size, device=pixel_values.device) % count
+            pixel_values, class_ids = pixel_values[repeat], None if class_ids is None else class_ids[repeat]
+        with self.accelerator.autocast():
+            nats = self.nats_function(self.model, pixel_values, class_ids)[:count].sum()
+        return torch.stack((nats, nats.new_tensor(count), nats.new_tensor(num_dims)))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Save the averaged model, if there is one; a checkpoint (`_internal_call`) gets raw weights and average."""
+        if not _internal_call:
+            with self.averaged_weights():
+                super().save_model(output_dir, _internal_call)
+            return
+        super().save_model(output_dir, _internal_call)
+        if self.ema is not None and self.args.should_save:
+            self.ema.save(output_dir)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.load(self.state.best_model_checkpoint)
+
+
+def last_checkpoint(folder: str) -> str | None:
+    """The newest `checkpoint-N` in `folder` that was written completely: its last file is there. `None` if none is."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    steps = [int(name.removeprefix("checkpoint-")) for name in names if name.removeprefix("checkpoint-").isdigit()]
+    for step in sorted(steps, reverse=True):
+        path = os.path.join(folder, f"checkpoint-{step}")
+        if os.path.isfile(os.path.join(path, "trainer_state.json")):
+            return path
+    return None

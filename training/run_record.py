@@ -1,0 +1,42 @@
+"""Facts about a run that belong next to its results."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("hf_pixelcnn", "torch", "transformers", "datasets", "accelerate", "numpy")
+
+
+def git_commit() -> str | None:
+    """Commit of the source folder, with `+changes` if files differ from it; `None` outside a git repository."""
+
+    def git(*words):
+        folder = Path(__file__).resolve().parent
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def run_facts(device: torch.device | str) -> dict:
+    """Command line, commit, versions and hardware of this process."""
+    is_cuda = torch.device(device).type == "cuda"
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": git_commit(),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if is_cuda else f"CPU, {torch.get_num_threads()} threads",
+    }
+
+
+def write_json(content: dict, path: str | Path):
+    """Write `content` as indented JSON."""
+    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,310 @@
+r"""
+Train an image model on a data set of the Hub or of a local folder.
+
+    python training/train.py --config training/configs/mnist_pixelcnn.yaml --output_dir runs/mnist_pixelcnn
+
+A recipe holds values for any of the arguments below (`--help`), which the command line overrides. Two processes:
+
+    torchrun --nproc_per_node 2 training/train.py --config ... --output_dir ...
+
+The output folder gets the model (with `--ema_decay`, the averaged one) and its image processor, loadable with
+`AutoModel` and `AutoImageProcessor`, `results.json` (the score of the whole evaluation split, computed from the saved
+files in float32), `samples.png`, `loss_curve.png`, and a `checkpoint-N` for each epoch, from which
+`--resume_from_checkpoint last` continues exactly. A folder that holds another run is left alone.
+"""
+
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from command_line import CommandLineParser, InputError, one_line_errors
+from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
+from image_data import (
+    LevelDataset,
+    class_names,
+    collate_levels,
+    find_class_column,
+    find_image_column,
+    load_split,
+    num_channels_of,
+)
+from pictures import draw_loss_curve, image_grid, images_of_levels
+from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
+from run_record import run_facts, write_json
+from scoring import score
+from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+
+import hf_pixelcnn
+from hf_pixelcnn import PixelCNNImageProcessor
+
+OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png", "loss_curve.png")
+MODEL_CONFIGS = {
+    config.model_type: config
+    for config in map(vars(hf_pixelcnn).get, hf_pixelcnn.__all__)
+    if isinstance(config, type) and issubclass(config, PreTrainedConfig)
+}
+
+
+@dataclass
+class DataArguments:
+    dataset: str | None = field(default=None, metadata={"help": "Data set: an id on the Hub or a local folder."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on, e.g. train[:50000]."})
+    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on, e.g. train[50000:]."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of images, if there are several."})
+    class_column: str | None = field(default=None, metadata={"help": "Column of classes, if there are several."})
+    binarization: str | None = field(
+        default=None,
+        metadata={"help": "Make two levels: threshold, or stochastic (drawn anew in each epoch)."},
+    )
+    threshold: int | None = field(default=None, metadata={"help": "The highest pixel that becomes level 0."})
+    center_crop: bool = field(
+        default=False, metadata={"help": "Cut the largest middle part with the aspect of --image_size, then resize."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
+    num_samples: int = field(default=64, metadata={"help": "Images in samples.png."})
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Continue with this model and processor instead of making new ones."}
+    )
+    model_type: str = field(default="pixelcnn", metadata={"help": f"Family: {', '.join(MODEL_CONFIGS)}."})
+    class_conditional: bool = field(
+        default=False, metadata={"help": "Condition the model on the classes of the data set."}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "Height and width to resize images to."})
+    num_channels: int | None = field(default=None, metadata={"help": "1 or 3; by default as the first image has."})
+    num_levels: int | None = field(default=None, metadata={"help": "By default 2 with binarization, else 256."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Features. This and what follows: config fields."})
+    num_hidden_layers: int | None = None
+    kernel_size: int | None = None
+    first_kernel_size: int | None = None
+    head_hidden_size: int | None = None
+    num_head_layers: int | None = None
+    dropout: float | None = None
+    num_classes: int | None = None
+    output_distribution: str | None = None
+    num_logistic_mix: int | None = None
+    input_encoding: str | None = None
+
+
+def check_output_dir(folder: str, is_resumed: bool):
+    """Raise unless `folder` is free for a new run, or a run is resumed."""
+    if is_resumed or not os.path.isdir(folder):
+        return
+    held = [name for name in os.listdir(folder) if name in OUTPUT_FILES or name.startswith("checkpoint-")]
+    if held:
+        raise InputError(
+            f"{folder} already holds a run ({sorted(held)[0]}); choose another --output_dir, or continue that run with "
+            "--resume_from_checkpoint last."
+        )
+
+
+def find_checkpoint(args: PixelCNNTrainingArguments) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` (a path, `last` or `true`) names."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or wanted.lower() == "false":
+        return None
+    path = last_checkpoint(args.output_dir) if wanted.lower() in ("last", "true") else wanted
+    if path is None:
+        raise InputError(f"{args.output_dir} has no complete checkpoint to resume from.")
+    if not os.path.isfile(os.path.join(path, "trainer_state.json")):
+        raise InputError(f"{path} is not a checkpoint of a training run: it has no trainer_state.json.")
+    if args.ema_decay and not os.path.isfile(os.path.join(path, "ema.safetensors")):
+        raise InputError(f"{path} has no ema.safetensors: that run had no --ema_decay.")
+    return path
+
+
+def new_processor(data_args: DataArguments, model_args: ModelArguments, rows: Dataset, column: str):
+    """The image processor that these arguments and the first image of a data set describe."""
+    options = {
+        "num_channels": model_args.num_channels or num_channels_of(rows[0][column]),
+        "num_levels": model_args.num_levels or (2 if data_args.binarization else 256),
+        "binarization": data_args.binarization,
+    }
+    if data_args.threshold is not None:
+        options["threshold"] = data_args.threshold
+    if model_args.image_size:
+        size = {"height": model_args.image_size, "width": model_args.image_size}
+        options["size"] = {"shortest_edge": model_args.image_size} if data_args.center_crop else size
+        if data_args.center_crop:
+            options["crop_size"] = size
+    try:
+        return PixelCNNImageProcessor(**options)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+
+
+def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrainedModel:
+    r"""
+    A model with random weights.
+
+    Args:
+        args ([`ModelArguments`]): Family and fields of its config.
+        names (`list[str]`, *optional*): Names of the classes of a conditional model.
+        given: Fields that the data decide.
+    """
+    if args.model_type not in MODEL_CONFIGS:
+        raise InputError(f"unknown --model_type {args.model_type!r}; known are {', '.join(MODEL_CONFIGS)}.")
+    config_class = MODEL_CONFIGS[args.model_type]
+    own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
+    chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
+    unknown = sorted(set(chosen) - {f.name for f in fields(config_class)})
+    if unknown:
+        raise InputError(f"{args.model_type} has no config field {unknown[0]!r}.")
+    if names:
+        chosen |= {"num_classes": len(names), "id2label": dict(enumerate(names))}
+    try:
+        return AutoModel.from_config(config_class(**chosen))
+    except (StrictDataclassError, ValueError) as error:
+        raise InputError(str(error)) from error
+
+
+def load_model(path: str):
+    """Model (in float32) and image processor (`None` if there is none) of a checkpoint."""
+    try:
+        model = AutoModel.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load a model from {path!r}: {error}") from error
+    try:
+        return model, AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError):  # a model of codes
+        return model, None
+
+
+def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
+    """Model, image processor (`None` for codes), training images and evaluation images."""
+    rows = load_split(data_args.dataset, data_args.train_split, data_args.dataset_config, data_args.cache_dir)
+    eval_rows = load_split(data_args.dataset, data_args.eval_split, data_args.dataset_config, data_args.cache_dir)
+    column, is_codes = find_image_column(rows.features, data_args.image_column)
+    model = processor = None
+    if model_args.model_name_or_path:
+        model, processor = load_model(model_args.model_name_or_path)
+        num_levels, is_conditional = model.config.num_levels, model.config.num_classes > 0
+    else:
+        is_conditional = model_args.class_conditional or bool(model_args.num_classes)
+        if is_codes and not model_args.num_levels:
+            raise InputError(f"column {column!r} holds codes: give their number with --num_levels.")
+        if not is_codes:
+            processor = new_processor(data_args, model_args, rows, column)
+        num_levels = model_args.num_levels if is_codes else processor.num_levels
+    if processor is None and not is_codes:
+        raise InputError(f"{model_args.model_name_or_path} has no image processor, so it needs a column of codes.")
+
+    names = None
+    if is_conditional:
+        class_column = find_class_column(rows.features, data_args.class_column)
+        names = class_names(rows, class_column)
+        expected = model.config.num_classes if model else model_args.num_classes
+        if expected and expected != len(names):
+            raise InputError(f"the model has {expected} classes, column {class_column!r} has {len(names)}.")
+    settings = {
+        "num_levels": num_levels,
+        "processor": processor,
+        "image_column": data_args.image_column,
+        "class_column": data_args.class_column,
+        "with_classes": is_conditional,
+    }
+    with args.main_process_first(desc="levels"):
+        images = LevelDataset(rows, **settings, stochastic_seed=args.seed)
+        eval_images = LevelDataset(eval_rows, **settings, stochastic_seed=args.seed + 1)
+    if model is None:
+        channels, *size = images.shape
+        model = new_model(model_args, names, num_levels=num_levels, num_channels=channels, image_size=size)
+    elif images.shape[0] != model.config.num_channels:
+        raise InputError(f"the model has {model.config.num_channels} channels, the data {images.shape[0]}.")
+    global_batch = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(images) < global_batch:
+        raise InputError(
+            f"split {data_args.train_split!r} has {len(images)} images, less than a batch of {global_batch}."
+        )
+    return model, processor, images, eval_images
+
+
+def check_same_model(model: PreTrainedModel, checkpoint: str):
+    """Raise unless `checkpoint` holds a model with the config of `model`."""
+    saved = type(model.config).from_pretrained(checkpoint)
+    for name in sorted(f.name for f in fields(saved)):
+        ours, theirs = getattr(model.config, name), getattr(saved, name)
+        if name in ModelArguments.__dataclass_fields__ and ours != theirs:
+            raise InputError(f"{checkpoint} has {name}={theirs!r}, this run {ours!r}: it cannot be resumed.")
+
+
+@torch.no_grad()
+def draw_samples(model: PreTrainedModel, processor, num_images: int, seed: int, path: Path):
+    """Draw a grid of samples; of a conditional model, a row for each class."""
+    class_ids, columns = None, None
+    if model.config.num_classes:
+        columns = max(1, num_images // model.config.num_classes)
+        class_ids = torch.arange(num_images) // columns % model.config.num_classes
+    levels = model.generate(
+        num_images=num_images,
+        class_ids=class_ids,
+        generator=torch.Generator().manual_seed(seed),
+        show_progress=True,
+    )
+    images = processor.post_process(levels) if processor else images_of_levels(levels, model.config.num_levels)
+    image_grid(images, columns).save(path)
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    start = time.perf_counter()
+    parser = CommandLineParser([DataArguments, ModelArguments, PixelCNNTrainingArguments])
+    data_args, model_args, args = parser.parse(arguments)
+    if not data_args.dataset or not args.output_dir:
+        raise InputError("--dataset and --output_dir are needed, on the command line or in the recipe.")
+    check_output_dir(args.output_dir, is_resumed=args.resume_from_checkpoint is not None)
+    checkpoint = find_checkpoint(args)
+    set_seed(args.seed)  # before the weights are drawn
+    model, processor, images, eval_images = prepare(data_args, model_args, args)
+    if checkpoint:
+        check_same_model(model, checkpoint)
+
+    trainer = PixelCNNTrainer(model, args, train_dataset=images, eval_dataset=eval_images, processing_class=processor)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    training_seconds = time.perf_counter() - start
+    trainer.save_model()
+    is_main = trainer.is_world_process_zero()
+    trainer.accelerator.end_training()
+    if not is_main:
+        return
+
+    # From here on with the saved files alone: the numbers belong to what others will load.
+    output = Path(args.output_dir)
+    draw_loss_curve(
+        trainer.state.log_history, output / "loss_curve.png", f"{data_args.dataset}, {model.config.model_type}"
+    )
+    model, processor = load_model(str(output))
+    model.to(args.device)
+    scores = score(model, eval_images, args.per_device_eval_batch_size, collate_levels)
+    draw_samples(model, processor, data_args.num_samples, args.seed, output / "samples.png")
+    results = {
+        "dataset": data_args.dataset,
+        "split": data_args.eval_split,
+        **{name: scores[name] for name in ("num_images", "num_dims", "bits_per_dim", "nats_per_dim", "nats_per_image")},
+        "dtype": "float32",
+        "training_split": data_args.train_split,
+        "num_training_images": len(images),
+        "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "seed": args.seed,
+        "num_parameters": model.num_parameters(),
+        "training_seconds": training_seconds,
+        "evaluation_seconds": scores["seconds"],
+        **run_facts(args.device),
+    }
+    write_json(results, output / "results.json")
+    print(
+        f"{data_args.eval_split}: {scores['bits_per_dim']:.4f} bits/dim, {scores['nats_per_dim']:.4f} nats/dim, "
+        f"{scores['nats_per_image']:.2f} nats/image; model, results and samples are in {output}"
+    )
+
+
+if __name__ == "__main__":
+    main()
