@@ -92,7 +92,7 @@ class SamplingCache:
         self.hidden_group = config.hidden_size // self.num_channels
         self.outputs = torch.zeros(batch, model.output_distribution.num_parameters, **self.factory)
         distribution = model.output_distribution
-        self.pixel_parameters = distribution.pixel(distribution.parameters(self.outputs[:, :, None, None]), 0, 0)
+        self.pixel_parameters = distribution.pixels(distribution.parameters(self.outputs[:, :, None, None]))[:, 0, 0]
         self.hidden = torch.zeros(batch, config.hidden_size, **self.factory)  # residual stream after the last layer
         self.prepare_head(model.head)
 

@@ -71,6 +71,11 @@ class CausalImageModelingConfig(PreTrainedConfig):
             kwargs.setdefault("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
 
+    @property
+    def rows_seen_above(self) -> int:
+        """How many rows above its own a dimension can depend on."""
+        return self.first_kernel_size // 2 + self.num_hidden_layers * (self.kernel_size // 2)
+
     def validate_sizes(self):
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             raise ValueError(f"`image_size` must be a positive int or [height, width], got {self.image_size}.")

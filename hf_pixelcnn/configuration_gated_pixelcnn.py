@@ -26,5 +26,9 @@ class GatedPixelCNNConfig(CausalImageModelingConfig):
 
     num_hidden_layers: int = 11
 
+    @property
+    def rows_seen_above(self) -> int:
+        return self.first_kernel_size // 2 + (self.num_hidden_layers - 1) * (self.kernel_size // 2)
+
 
 __all__ = ["GatedPixelCNNConfig"]

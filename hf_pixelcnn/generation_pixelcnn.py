@@ -7,6 +7,7 @@ exceeds the number. So every sampler draws the same image, at any batch size.
 """
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -153,22 +154,37 @@ def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 class Canvas:
     r"""
-    The images being drawn, and how one dimension of them is decided from its parameters.
+    The images being drawn, and how their levels are decided from parameters.
 
     Dimensions are numbered in raster order; `levels` is `(batch, height * width * channels)`.
+
+    Args:
+        distribution ([`OutputDistribution`]): What parameters mean.
+        shape (`(batch, channels, height, width)`): Of the images.
+        noise (`torch.DoubleTensor` of shape `(dims, batch)`): See [`draw_noise`].
+        known (`torch.BoolTensor` of the shape of the images, *optional*), given (`torch.LongTensor`, likewise):
+            Where levels are given, and which.
+        processors (`LogitsProcessorList`): Applied to the log-probabilities.
+        do_sample (`bool`): Draw levels by the noise rule, or take the most probable ones.
+        keep_scores (`bool`): Whether to keep the processed log-probabilities of every dimension.
+        on_row (callable): Called with `(row, levels)`, `(batch, channels, width)`, when a row is finished.
     """
 
-    def __init__(self, distribution, shape, noise, known, given, processors, config):
+    def __init__(self, distribution, shape, noise, known, given, processors, do_sample, keep_scores, on_row):
         batch, self.channels, self.height, self.width = shape
-        self.distribution, self.noise, self.processors, self.config = distribution, noise, processors, config
-        self.levels = torch.zeros(batch, noise.shape[0], dtype=torch.long, device=noise.device)
+        self.distribution, self.noise, self.processors = distribution, noise.contiguous(), processors
+        self.do_sample, self.on_row = do_sample, on_row
+        self.scores = [] if keep_scores else None
         self.known = None
+        self.levels = torch.zeros(batch, noise.shape[0], dtype=torch.long, device=noise.device)
         if known is not None:
-            self.known, self.given = (
-                x.permute(2, 3, 1, 0).flatten(0, 2).contiguous().to(noise.device) for x in (known, given)
-            )
-            self.any_known = self.known.any(1).tolist()
-        self.scores = []
+            self.known, given = (x.permute(0, 2, 3, 1).flatten(1).to(noise.device) for x in (known, given))
+            self.levels.copy_(given)  # 0 where free
+            self.any_known = self.known.any(0).tolist()
+
+    def choose(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Levels `(n,)` of scores `(n, num_levels)` and numbers `(n,)`."""
+        return choose_levels(scores, noise) if self.do_sample else scores.argmax(-1)
 
     def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
         """Draw one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
@@ -177,19 +193,34 @@ class Canvas:
         scores = self.distribution.level_logits(parameters, channel, previous)
         if self.processors:
             scores = self.processors(self.levels[:, :dimension], scores)
-        if self.config.output_scores:
-            self.scores.append(scores.clone())
-        level = choose_levels(scores, self.noise[dimension]) if self.config.do_sample else scores.argmax(-1)
+        if self.scores is not None:
+            self.scores.append(scores)
+        level = self.choose(scores, self.noise[dimension])
         if self.known is not None and self.any_known[dimension]:
-            level = torch.where(self.known[dimension], self.given[dimension], level)
+            level = torch.where(self.known[:, dimension], self.levels[:, dimension], level)
         self.levels[:, dimension] = level
         return level
+
+    def decide_rows(self, pixels: torch.Tensor, first_row: int) -> torch.Tensor:
+        """Draw all rows from `first_row` on at once, given their pixels' parameters; returns levels `(batch, n)`."""
+        start = first_row * self.width * self.channels
+        levels = self.levels[:, start:].unflatten(1, (*pixels.shape[1:3], self.channels)).clone()
+        noise = self.noise[start:].T.view_as(levels)
+        known = None if self.known is None else self.known[:, start:].view_as(levels)
+        for channel in range(self.channels):
+            scores = self.distribution.level_logits(pixels, channel, levels[..., :channel])
+            scores = self.processors(None, scores.flatten(0, -2))
+            level = self.choose(scores, noise[..., channel].flatten()).view_as(levels[..., channel])
+            if known is not None:
+                level = torch.where(known[..., channel], levels[..., channel], level)
+            levels[..., channel] = level
+        return levels.flatten(1)
 
     def images(self) -> torch.Tensor:
         """The canvas as `(batch, channels, height, width)`."""
         return self.levels.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).contiguous()
 
-    def raster(self, progress: tqdm):
+    def raster(self):
         """`(row, column, channel, dimension)` of all dimensions in raster order."""
         dimension = 0
         for row in range(self.height):
@@ -197,7 +228,14 @@ class Canvas:
                 for channel in range(self.channels):
                     yield row, column, channel, dimension
                     dimension += 1
-            progress.update()
+            self.finish_rows(row, row + 1)
+
+    def finish_rows(self, start: int, end: int):
+        """Report rows that will not change any more."""
+        for row in range(start, end):
+            size = self.width * self.channels
+            levels = self.levels[:, row * size : (row + 1) * size].unflatten(1, (self.width, self.channels))
+            self.on_row(row, levels.transpose(1, 2))
 
 
 class PixelCNNGenerationMixin:
@@ -223,6 +261,8 @@ class PixelCNNGenerationMixin:
         sampler: str = "cached",
         show_progress: bool = False,
         return_dict_in_generate: bool | None = None,
+        max_batch_size: int | None = None,
+        streamer: Callable[[slice, int, torch.Tensor], None] | None = None,
         **kwargs,
     ) -> torch.LongTensor | PixelCNNGenerateOutput:
         r"""
@@ -252,12 +292,18 @@ class PixelCNNGenerationMixin:
                 calls with `num_images=1`; with a list, image i is what its own generator gives alone.
             sampler (`str`, defaults to `"cached"`):
                 `"cached"` computes every activation once, at the cost of about one forward pass an image. `"naive"`,
-                the reference, runs a full forward for every dimension. Both draw the same images; in float32 and
-                bfloat16 rounding may rarely move a level.
+                the reference, runs a full forward for every dimension. `"fixed_point"` runs full forwards on the same
+                noise until nothing changes (Song et al. 2021, https://huggingface.co/papers/2002.03629, Jacobi
+                iteration). All draw the same images; in float32 and bfloat16 rounding may rarely move a level.
             show_progress (`bool`, defaults to `False`):
                 Show a progress bar over rows.
             return_dict_in_generate (`bool`, *optional*):
                 Return a [`PixelCNNGenerateOutput`] instead of the levels alone.
+            max_batch_size (`int`, *optional*):
+                Draw at most so many images at a time. The noise of all is drawn first, so the images are the same.
+            streamer (callable, *optional*):
+                Called with `(images, row, levels)` as soon as a row is finished: which images (a `slice` of the
+                request), the number of the row, and its levels, `torch.LongTensor` `(n, channels, width)`.
             kwargs:
                 Any field of [`PixelCNNGenerationConfig`], for this call.
 
@@ -268,13 +314,19 @@ class PixelCNNGenerationMixin:
             ValueError, TypeError: If arguments contradict each other, the model or their documentation.
         """
         config = self._generation_settings(generation_config, return_dict_in_generate, kwargs)
-        sampling_loops = {"cached": self._sample_cached, "naive": self._sample_naive}
-        if sampler not in sampling_loops:
-            raise ValueError(f"`sampler` must be one of {sorted(sampling_loops)}, got {sampler!r}.")
+        samplers = {"cached": self._sample_cached, "naive": self._sample_naive, "fixed_point": self._sample_fixed_point}
+        if sampler not in samplers:
+            raise ValueError(f"`sampler` must be one of {sorted(samplers)}, got {sampler!r}.")
+        if sampler == "fixed_point" and (logits_processor or config.output_scores):
+            raise ValueError(
+                "`sampler='fixed_point'` draws all dimensions at once, so it takes no `logits_processor` and gives no "
+                "scores; use 'cached'."
+            )
         if sampler == "cached" and not config.use_cache:
             sampler = "naive"
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ValueError(f"`max_batch_size` must be at least 1, got {max_batch_size}.")
         processors = LogitsProcessorList([*(logits_processor or []), *config.logits_processors()])
-
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
         class_ids = self._request_class_ids(class_ids, shape[0])
         known, given = self._request_known(pixel_values, known_mask, shape)
@@ -282,34 +334,91 @@ class PixelCNNGenerationMixin:
 
         was_training = self.training
         self.eval()
+        sequences, scores, num_iterations = [], [], None
+        progress = tqdm(total=shape[0] * shape[2], desc="Sampling", unit="row", disable=not show_progress)
         try:
-            # Sampling runs in the model's own dtype: autocast has no say in products that write in place.
-            with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                canvas = Canvas(self.output_distribution, shape, noise, known, given, processors, config)
-                with tqdm(total=canvas.height, desc="Sampling", unit="row", disable=not show_progress) as progress:
-                    sampling_loops[sampler](canvas, class_ids, progress)
+            step = max_batch_size or shape[0]
+            for images in (slice(i, min(i + step, shape[0])) for i in range(0, shape[0], step)):
+                count = images.stop - images.start
+
+                def on_row(row, levels, images=images, count=count):
+                    progress.update(count)
+                    if streamer is not None:
+                        streamer(images, row, levels.clone())
+
+                part = [None if x is None else x[images] for x in (known, given, class_ids)]
+                # Sampling runs in the model's own dtype: autocast has no say in products that write in place.
+                with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+                    canvas = Canvas(
+                        self.output_distribution,
+                        (count, *shape[1:]),
+                        noise[:, images],
+                        *part[:2],
+                        processors,
+                        config.do_sample,
+                        config.output_scores,
+                        on_row,
+                    )
+                    iterations = samplers[sampler](canvas, part[2])
+                if iterations is not None:
+                    num_iterations = max(iterations, num_iterations or 0)
+                sequences.append(canvas.images())
+                scores.append(canvas.scores)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise torch.OutOfMemoryError(
+                    f"Out of memory while drawing {step} images of {shape[1:]} at a time; pass a smaller "
+                    f"`max_batch_size` (the images stay the same). {error}"
+                ) from error
+            raise
         finally:
+            progress.close()
             self.train(was_training)
-        levels = canvas.images().clone()  # a normal tensor, which training may use
+        levels = torch.cat(sequences)  # a normal tensor, outside inference mode: training may use it
         if not config.return_dict_in_generate:
             return levels
-        scores = tuple(score.clone() for score in canvas.scores) if config.output_scores else None
-        return PixelCNNGenerateOutput(sequences=levels, scores=scores)
+        if config.output_scores:
+            scores = tuple(torch.cat(parts) for parts in zip(*scores, strict=True))
+        return PixelCNNGenerateOutput(
+            sequences=levels, scores=scores if config.output_scores else None, num_iterations=num_iterations
+        )
 
-    def _sample_naive(self, canvas: Canvas, class_ids: torch.Tensor | None, progress: tqdm):
+    def _sample_naive(self, canvas: Canvas, class_ids: torch.Tensor | None):
         """The reference: one full forward for every dimension."""
-        for row, column, _, dimension in canvas.raster(progress):
+        for row, column, _, dimension in canvas.raster():
             parameters = self(canvas.images(), class_ids=class_ids).logits
-            canvas.decide(self.output_distribution.pixel(parameters, row, column), dimension)
+            canvas.decide(self.output_distribution.pixels(parameters)[:, row, column], dimension)
 
-    def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None, progress: tqdm):
+    def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None):
         """Every activation once; see [`SamplingCache`]."""
         cache = self.sampling_cache_class(self, len(canvas.levels), canvas.width, class_ids)
-        for _, column, channel, dimension in canvas.raster(progress):
+        for _, column, channel, dimension in canvas.raster():
             if column == channel == 0:
                 cache.start_row()
             level = canvas.decide(cache.parameters(column, channel), dimension)
             cache.observe(column, channel, level)
+
+    def _sample_fixed_point(self, canvas: Canvas, class_ids: torch.Tensor | None) -> int:
+        """
+        Decide all dimensions from a full forward on the last images, until they stay as they are.
+
+        A row before which nothing has changed is final, so only rows from the first change on are computed again, with
+        as many rows above as they can see.
+        """
+        final_rows = iterations = 0
+        row_size = canvas.width * canvas.channels
+        while final_rows < canvas.height:
+            top = max(0, final_rows - self.config.rows_seen_above)
+            parameters = self(canvas.images()[:, :, top:], class_ids=class_ids).logits
+            pixels = self.output_distribution.pixels(parameters)[:, final_rows - top :]
+            levels = canvas.decide_rows(pixels, final_rows)
+            changed = (levels != canvas.levels[:, final_rows * row_size :]).any(0)
+            canvas.levels[:, final_rows * row_size :] = levels
+            still = int(changed.int().argmax()) if changed.any() else len(changed)
+            canvas.finish_rows(final_rows, final_rows + still // row_size)
+            final_rows += still // row_size
+            iterations += 1
+        return iterations
 
     def adjust_generation_fn(
         self,

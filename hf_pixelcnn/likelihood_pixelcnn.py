@@ -37,8 +37,8 @@ class OutputDistribution:
         """Arrange network outputs `(batch, num_parameters, height, width)` as parameters."""
         raise NotImplementedError
 
-    def pixel(self, parameters: torch.Tensor, row: int, column: int) -> torch.Tensor:
-        """The parameters of one pixel, as `level_logits` takes them."""
+    def pixels(self, parameters: torch.Tensor) -> torch.Tensor:
+        """Parameters with the pixels in front, `(batch, height, width, ...)`, as `level_logits` takes them."""
         raise NotImplementedError
 
     def log_prob(self, parameters: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ class OutputDistribution:
 
         Args:
             parameters (`torch.Tensor` of shape `(..., num_channels)`, or with more trailing dimensions):
-                Parameters of the pixel, see [`~OutputDistribution.pixel`].
+                Parameters of the pixel, see [`~OutputDistribution.pixels`].
             channel (`int`):
                 The channel asked for.
             previous_channels (`torch.LongTensor` of shape `(..., channel)`, *optional*):
@@ -75,8 +75,8 @@ class BernoulliOutput(OutputDistribution):
     def parameters(self, outputs):
         return outputs
 
-    def pixel(self, parameters, row, column):
-        return parameters[:, :, row, column]
+    def pixels(self, parameters):
+        return parameters.movedim(1, -1)
 
     def log_prob(self, parameters, levels):
         sign = levels.to(torch.int8) * 2 - 1  # p(1) = sigmoid(x), p(0) = sigmoid(-x)
@@ -97,11 +97,11 @@ class CategoricalOutput(OutputDistribution):
     def parameters(self, outputs):
         return outputs.unflatten(1, (self.num_channels, self.num_levels)).movedim(2, -1)
 
-    def pixel(self, parameters, row, column):
-        return parameters[:, :, row, column]
+    def pixels(self, parameters):
+        return parameters.movedim(1, 3)
 
     def log_prob(self, parameters, levels):
-        logits = parameters.permute(0, 2, 3, 1, 4)  # (batch, height, width, channels, levels): memory order of the head
+        logits = self.pixels(parameters)  # (batch, height, width, channels, levels): memory order of the head
         levels = levels.permute(0, 2, 3, 1)
         nll = F.cross_entropy(at_least_float32(logits).flatten(0, 3), levels.flatten().long(), reduction="none")
         return -nll.view(levels.shape).permute(0, 3, 1, 2)

@@ -72,7 +72,18 @@ def test_labels_that_are_not_levels_of_the_same_shape(family):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sampler": "quantum"}, ValueError, r"`sampler` must be one of \['cached', 'naive'\], got 'quantum'"),
+        (
+            {"sampler": "quantum"},
+            ValueError,
+            r"one of \['cached', 'fixed_point', 'naive'\], got 'quantum'",
+        ),
+        (
+            {"sampler": "fixed_point", "output_scores": True},
+            ValueError,
+            "takes no .* gives no scores",
+        ),
+        ({"sampler": "fixed_point", "logits_processor": [print]}, ValueError, "takes no `logits_processor`"),
+        ({"max_batch_size": 0}, ValueError, "`max_batch_size` must be at least 1, got 0"),
         ({"num_beams": 4}, ValueError, r"unknown arguments \['num_beams'\]"),
         ({"max_length": 4}, ValueError, r"unknown arguments \['max_length'\]"),
         ({"num_images": 0}, ValueError, "`num_images` must be at least 1, got 0"),

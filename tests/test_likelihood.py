@@ -20,7 +20,7 @@ def parameters_of(distribution, batch=2, height=3, width=4, scale=3.0, dtype=tor
 def test_probabilities_of_all_levels_sum_to_one(distribution, scale):
     parameters = parameters_of(distribution, scale=scale)
     for channel in range(distribution.num_channels):
-        logits = distribution.level_logits(distribution.pixel(parameters, 1, 2), channel)
+        logits = distribution.level_logits(distribution.pixels(parameters)[:, 1, 2], channel)
         assert logits.shape == (2, distribution.num_levels)
         torch.testing.assert_close(logits.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-6)
 
@@ -33,7 +33,7 @@ def test_level_logits_at_the_level_are_log_prob(distribution):
         log_prob = distribution.log_prob(parameters, levels)
         assert log_prob.shape == levels.shape
         for channel in range(distribution.num_channels):
-            logits = distribution.level_logits(distribution.pixel(parameters, 2, 1), channel)
+            logits = distribution.level_logits(distribution.pixels(parameters)[:, 2, 1], channel)
             torch.testing.assert_close(logits[:, level], log_prob[:, channel, 2, 1])
 
 

@@ -22,7 +22,9 @@ def test_python_blocks_run_in_order(monkeypatch):
 
 
 def test_shell_blocks_name_targets_scripts_and_options_that_exist():
-    commands = [line.split("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+    commands = [
+        line.split("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()
+    ]
     assert commands[:2] == ["make demo", "make test"]  # what a newcomer sees first
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in filter(None, commands):

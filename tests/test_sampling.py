@@ -11,6 +11,8 @@ from transformers import LogitsProcessor
 from hf_pixelcnn import PixelCNNGenerationConfig
 from hf_pixelcnn.generation_pixelcnn import choose_levels, draw_noise
 
+SAMPLERS = ("naive", "cached", "fixed_point")
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -20,12 +22,16 @@ def conditions(model, batch):
     return {"class_ids": torch.arange(batch) % (model.config.num_classes + 1) - 1} if model.config.num_classes else {}
 
 
-def test_cached_equals_naive_in_float64(family, variant):
+def test_all_samplers_draw_the_same_images_in_float64(family, variant):
     model = build_model(family, **variant).double()
     settings = {"num_images": 4, "return_dict_in_generate": True, "output_scores": True, **conditions(model, 4)}
     naive = model.generate(**settings, generator=seeded(), sampler="naive")
     cached = model.generate(**settings, generator=seeded())
     assert torch.equal(cached.sequences, naive.sequences)
+    del settings["output_scores"]
+    fixed_point = model.generate(**settings, generator=seeded(), sampler="fixed_point")
+    assert torch.equal(fixed_point.sequences, naive.sequences)
+    assert 1 < fixed_point.num_iterations <= naive.sequences[0].numel() + 1
     assert len(set(map(tuple, naive.sequences.flatten(1).tolist()))) == 4  # four different images
     assert len(cached.scores) == naive.sequences[0].numel()
     for a, b in zip(cached.scores, naive.scores, strict=True):
@@ -45,20 +51,19 @@ def test_cached_equals_naive_in_float64(family, variant):
     ],
     ids=str,
 )
-def test_cached_equals_naive_at_the_edges_of_the_configuration(family, config):
+def test_all_samplers_agree_at_the_edges_of_the_configuration(family, config):
     model = build_model(family, **config).double()
-    images = [model.generate(num_images=3, generator=seeded(), sampler=sampler) for sampler in ("naive", "cached")]
-    assert torch.equal(*images)
+    naive, *others = [model.generate(num_images=3, generator=seeded(), sampler=sampler) for sampler in SAMPLERS]
+    assert all(torch.equal(naive, images) for images in others)
 
 
-def test_cached_equals_naive_at_another_image_size(family):
+def test_all_samplers_agree_at_another_image_size(family):
     model = build_model(family).double()
-    images = [
-        model.generate(num_images=2, image_size=(4, 9), generator=seeded(), sampler=sampler)
-        for sampler in ("naive", "cached")
+    naive, *others = [
+        model.generate(num_images=2, image_size=(12, 9), generator=seeded(), sampler=sampler) for sampler in SAMPLERS
     ]
-    assert images[0].shape == (2, 1, 4, 9)
-    assert torch.equal(*images)
+    assert naive.shape == (2, 1, 12, 9)  # taller than the receptive field
+    assert all(torch.equal(naive, images) for images in others)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -101,6 +106,68 @@ def test_an_image_does_not_depend_on_its_batch(family):
     of_list = model.generate(generator=[seeded(seed) for seed in (7, 8, 9)])
     assert torch.equal(of_list[1:2], model.generate(generator=seeded(8)))
     assert not torch.equal(of_list[0], of_list[1])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_request_split_into_parts_gives_the_same_images(family, sampler):
+    model = build_model(family, num_classes=3).double()
+    request = {"class_ids": [0, 1, 2, -1, 0], "pixel_values": random_inputs(model, batch=5)["pixel_values"]}
+    request["known_mask"] = torch.rand(5, 1, 5, 6, generator=seeded()) < 0.3
+    whole = model.generate(**request, generator=seeded(), sampler=sampler, return_dict_in_generate=True)
+    parts = model.generate(
+        **request, generator=seeded(), sampler=sampler, return_dict_in_generate=True, max_batch_size=2
+    )
+    assert torch.equal(parts.sequences, whole.sequences)
+    assert (parts.num_iterations is None) == (sampler != "fixed_point")
+
+
+def test_scores_of_a_request_split_into_parts_are_in_order(family):
+    model = build_model(family).double()
+    settings = {"num_images": 3, "output_scores": True, "return_dict_in_generate": True}
+    whole, parts = (model.generate(**settings, generator=seeded(), max_batch_size=size) for size in (None, 2))
+    for a, b in zip(whole.scores, parts.scores, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_streamer_gets_every_row_once_and_finished(sampler):
+    model = build_model("gated_pixelcnn", num_channels=3, num_levels=4)
+    canvas = torch.full((5, 3, 5, 6), -1)
+    order = []
+
+    def streamer(images, row, levels):
+        assert (canvas[images, :, row] == -1).all()
+        canvas[images, :, row] = levels
+        order.append((images.start, row))
+
+    images = model.generate(num_images=5, generator=seeded(), sampler=sampler, max_batch_size=3, streamer=streamer)
+    assert torch.equal(canvas, images)
+    assert order == [(start, row) for start in (0, 3) for row in range(5)]
+
+
+def test_an_error_of_the_streamer_is_the_users_own_and_the_next_call_is_right():
+    model = build_model("gated_pixelcnn").train()
+    expected = model.generate(num_images=2, generator=seeded())
+
+    def streamer(images, row, levels):
+        if row == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(num_images=2, generator=seeded(), streamer=streamer)
+    assert model.training
+    assert torch.equal(model.generate(num_images=2, generator=seeded()), expected)
+
+
+def test_running_out_of_memory_names_max_batch_size(monkeypatch):
+    model = build_model("gated_pixelcnn")
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("tried to allocate 1 TiB")
+
+    monkeypatch.setattr(type(model), "sampling_cache_class", fail)
+    with pytest.raises(torch.OutOfMemoryError, match=r"`max_batch_size`.*tried to allocate 1 TiB"):
+        model.generate(num_images=2)
 
 
 def test_the_global_seed_is_used_without_a_generator():
@@ -159,7 +226,7 @@ def test_noise_is_one_call_an_image_in_raster_order():
     assert torch.equal(noise, torch.stack(expected, dim=1))
 
 
-@pytest.mark.parametrize("sampler", ["naive", "cached"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_known_pixels_are_kept_image_by_image(family, sampler):
     model = build_model(family, num_channels=3, num_levels=4).double()
     given = random_inputs(model, batch=3)["pixel_values"]
@@ -174,7 +241,7 @@ def test_known_pixels_are_kept_image_by_image(family, sampler):
         assert torch.equal(a, b)
 
 
-def test_completions_are_the_same_for_both_samplers_and_for_one_image_expanded(family):
+def test_completions_are_the_same_for_all_samplers_and_for_one_image_expanded(family):
     model = build_model(family).double()
     given = random_inputs(model, batch=1)["pixel_values"]
     upper = torch.zeros(5, 6, dtype=torch.bool)
@@ -183,9 +250,10 @@ def test_completions_are_the_same_for_both_samplers_and_for_one_image_expanded(f
         model.generate(
             pixel_values=given, known_mask=upper, num_images=4, generator=[seeded(s) for s in range(4)], sampler=sampler
         )
-        for sampler in ("naive", "cached")
+        for sampler in SAMPLERS
     ]
-    assert torch.equal(*drawn)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
     assert torch.equal(drawn[0][:, :, :3], given[:, :, :3].expand(4, -1, -1, -1))
     assert not torch.equal(drawn[0][0], drawn[0][1])
     alone = model.generate(pixel_values=given, known_mask=upper, generator=seeded(2))
@@ -204,10 +272,11 @@ def test_completions_are_the_same_for_both_samplers_and_for_one_image_expanded(f
     ],
     ids=str,
 )
-def test_settings_change_the_image_in_the_same_way_for_both_samplers(family, settings):
+def test_settings_change_the_image_in_the_same_way_for_all_samplers(family, settings):
     model = build_model(family, num_levels=6).double()
-    images = [model.generate(num_images=3, generator=seeded(), sampler=s, **settings) for s in ("naive", "cached")]
-    assert torch.equal(*images)
+    images = [model.generate(num_images=3, generator=seeded(), sampler=s, **settings) for s in SAMPLERS]
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
     assert not torch.equal(images[0], model.generate(num_images=3, generator=seeded()))
 
 

@@ -121,7 +121,7 @@ def noise_rule_violations(model, output, noise: torch.Tensor, tolerance: float, 
     positions = itertools.product(*map(range, output.sequences.shape[2:]), range(output.sequences.shape[1]))
     violations = torch.zeros((), dtype=torch.long, device=levels.device)
     for n, (row, column, channel) in enumerate(positions):
-        pixel = model.output_distribution.pixel(logits, row, column)
+        pixel = model.output_distribution.pixels(logits)[:, row, column]
         previous = levels[:, n - channel : n]
         probabilities = model.output_distribution.level_logits(pixel, channel, previous).double().exp()
         off = (output.scores[n].double().exp() - probabilities).abs().amax(-1) > tolerance

@@ -1,5 +1,6 @@
 """Facts about a run that belong next to its results."""
 
+import ctypes
 import json
 import platform
 import shlex
@@ -24,6 +25,20 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def keep_freed_memory():
+    """
+    Let glibc keep the memory that tensors free, for the next ones, instead of giving it back to the system after each
+    step: on a CPU fresh memory costs a page fault for every 4 KiB, a quarter of the time of a training step. Does
+    nothing where there is no glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of mallopt(3)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most it takes
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 256 * 2**20)
 
 
 def run_facts(device: torch.device | str) -> dict:

@@ -33,7 +33,7 @@ from image_data import (
 )
 from pictures import draw_loss_curve, image_grid, images_of_levels
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
-from run_record import run_facts, write_json
+from run_record import keep_freed_memory, run_facts, write_json
 from scoring import score
 from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
@@ -261,6 +261,7 @@ def main(arguments: list[str] | None = None):
         raise InputError("--dataset and --output_dir are needed, on the command line or in the recipe.")
     check_output_dir(args.output_dir, is_resumed=args.resume_from_checkpoint is not None)
     checkpoint = find_checkpoint(args)
+    keep_freed_memory()
     set_seed(args.seed)  # before the weights are drawn
     model, processor, images, eval_images = prepare(data_args, model_args, args)
     if checkpoint:
