@@ -38,7 +38,7 @@ class PixelCNNBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, class_ids: torch.Tensor | None = None) -> torch.Tensor:
-        y = self.conv(F.relu(self.conv_in(F.relu(x))))
+        y = self.conv(self.conv_in(x, relu=True), relu=True)
         if self.class_embedding is not None:
             y = y + self.class_embedding(class_ids)
         return x + self.conv_out(self.dropout(F.relu(y)))
