@@ -5,10 +5,16 @@ import torch
 from .configuration_causal_image import CausalImageModelingConfig
 
 
+def check_count(name: str, count: int):
+    """Raise unless `count` is a positive int."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"`{name}` must be an int, got {count!r}.")
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {count}.")
+
+
 def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingConfig, ignored: int | None = None):
-    """Raise unless `levels` are integer levels of images that `config` describes. Skipped while compiling."""
-    if torch.compiler.is_compiling():
-        return
+    """Raise unless `levels` are integer levels of images that `config` describes; compiled code skips the values."""
     if not isinstance(levels, torch.Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor of integer levels, got {type(levels).__name__}.")
     if levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
@@ -20,12 +26,14 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
         raise ValueError(
             f"`{name}` must have shape (batch, {config.num_channels}, height, width), got {tuple(levels.shape)}."
         )
+    if torch.compiler.is_compiling() or levels.is_meta:
+        return
     if levels.numel() == 0:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(levels.shape)}.")
-    if levels.device.type == "meta":
-        return
-    counted = levels if ignored is None else torch.where(levels.long() == ignored, 0, levels)
-    low, high = (int(value) for value in counted.aminmax())
+    if ignored is not None or levels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        levels = levels.long()  # so that -100 is what it says, and torch can compare
+    counted = levels if ignored is None else torch.where(levels == ignored, 0, levels)
+    low, high = torch.stack(counted.aminmax()).tolist()
     if low < 0 or high >= config.num_levels:
         raise ValueError(
             f"`{name}` must be levels 0 ... {config.num_levels - 1} (`num_levels` is {config.num_levels}), "
@@ -34,9 +42,7 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
 
 
 def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: CausalImageModelingConfig):
-    """Raise unless `class_ids` are what `config` needs: None or `(batch,)` ids, -1 for no class."""
-    if torch.compiler.is_compiling():
-        return
+    """Raise unless `class_ids` are what `config` needs: None, or `(batch,)` ids, -1 for no class."""
     if config.num_classes == 0:
         if class_ids is not None:
             raise ValueError("`class_ids` were given, but the model is unconditional (`num_classes` is 0).")
@@ -51,13 +57,13 @@ def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: Cau
         raise TypeError(f"`class_ids` must be a LongTensor, got {kind}.")
     if class_ids.shape != (batch_size,):
         raise ValueError(f"`class_ids` must have shape ({batch_size},), one a image, got {tuple(class_ids.shape)}.")
-    if class_ids.device.type == "meta":
+    if torch.compiler.is_compiling() or class_ids.is_meta:
         return
-    low, high = (int(value) for value in class_ids.aminmax())
+    low, high = torch.stack(class_ids.aminmax()).tolist()
     if low < -1 or high >= config.num_classes:
         raise ValueError(
             f"`class_ids` must be 0 ... {config.num_classes - 1}, or -1 for no class, got values from {low} to {high}."
         )
 
 
-__all__ = ["check_class_ids", "check_levels"]
+__all__ = ["check_class_ids", "check_count", "check_levels"]

@@ -1,10 +1,17 @@
 """What the configurations of all families have in common."""
 
+from dataclasses import fields
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 MAX_SCALED_LEVELS = 256
 MAX_EMBEDDED_LEVELS = 16384
+
+
+def as_height_and_width(image_size: int | list[int] | tuple[int, ...]) -> list[int]:
+    """`[height, width]` of an image size, which may be one number for both."""
+    return [image_size, image_size] if isinstance(image_size, int) else list(image_size)
 
 
 @strict
@@ -63,13 +70,18 @@ class CausalImageModelingConfig(PreTrainedConfig):
     input_encoding: str = "scaled"
 
     def __post_init__(self, **kwargs):
-        size = self.image_size
-        self.image_size = [size, size] if isinstance(size, int) else list(size)
+        self.image_size = as_height_and_width(self.image_size)
         if self.output_distribution is None:
             self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
         if self.num_classes > 0 and self.id2label is None:
             kwargs.setdefault("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers, but fields given as keywords are checked together with the saved ones."""
+        overrides = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     @property
     def rows_seen_above(self) -> int:
@@ -77,7 +89,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
         return self.first_kernel_size // 2 + self.num_hidden_layers * (self.kernel_size // 2)
 
     def validate_sizes(self):
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
+        size = as_height_and_width(self.image_size)
+        if len(size) != 2 or min(size) < 1:
             raise ValueError(f"`image_size` must be a positive int or [height, width], got {self.image_size}.")
         for name, least in {
             "hidden_size": 1,
@@ -136,4 +149,4 @@ class CausalImageModelingConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["CausalImageModelingConfig"]
+__all__ = ["CausalImageModelingConfig", "as_height_and_width"]

@@ -20,9 +20,12 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
-from .checks_pixelcnn import check_class_ids, check_levels
+from .checks_pixelcnn import check_class_ids, check_count, check_levels
+from .configuration_causal_image import as_height_and_width
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -32,7 +35,8 @@ class PixelCNNGenerateOutput(ModelOutput):
         sequences (`torch.LongTensor` of shape `(batch, channels, height, width)`):
             The drawn levels.
         scores (`tuple[torch.FloatTensor]`, *optional*, returned when `output_scores=True`):
-            For each dimension in raster order the log-probabilities after all processors, `(batch, num_levels)`.
+            For each dimension in raster order the scores after all processors, `(batch, num_levels)`: normalised
+            log-probabilities as long as no processor changes them.
         num_iterations (`int`, *optional*):
             Full forwards that an iterative sampler took.
     """
@@ -51,7 +55,7 @@ class PixelCNNGenerationConfig(GenerationConfig):
         temperature (`float`, defaults to 1.0): Divides the log-probabilities.
         top_k (`int`, defaults to 0): Keep only the `top_k` most probable levels; 0 keeps all.
         top_p (`float`, defaults to 1.0): Keep the smallest set of levels whose probability reaches `top_p`.
-        min_p (`float`, *optional*): Keep levels with at least `min_p` times the probability of the most probable one.
+        min_p (`float`, defaults to 0.0): Keep levels with at least `min_p` times the probability of the most probable.
         use_cache (`bool`, defaults to `True`): `False` turns `sampler="cached"` into `"naive"`.
         return_dict_in_generate (`bool`, defaults to `False`): Return a [`PixelCNNGenerateOutput`].
         output_scores (`bool`, defaults to `False`): Keep the scores of every dimension in that output.
@@ -78,21 +82,37 @@ class PixelCNNGenerationConfig(GenerationConfig):
             "temperature": 1.0,
             "top_k": 0,
             "top_p": 1.0,
-            "min_p": None,
+            "min_p": 0.0,
             "use_cache": True,
             "return_dict_in_generate": False,
             "output_scores": False,
         }
 
     def validate(self, strict=False, user_set_attributes=None):
+        for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
+                raise TypeError(f"`{name}` must be {'an int' if name == 'top_k' else 'a number'}, got {value!r}.")
         if not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0, got {self.temperature}; use `do_sample=False` for modes.")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError(f"`top_k` must be an integer of at least 0 (0 keeps all levels), got {self.top_k!r}.")
+        if self.top_k < 0:
+            raise ValueError(f"`top_k` must be at least 0 (0 keeps all levels), got {self.top_k}.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
+        if not 0 <= self.min_p <= 1:
             raise ValueError(f"`min_p` must be in [0, 1], got {self.min_p}.")
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Settings of a file; those that only a later version knows are left out with a warning."""
+        known = [*cls._get_default_generation_params(), "transformers_version"]
+        unknown = sorted(name for name in config_dict if name not in known and not name.startswith("_"))
+        if unknown:
+            logger.warning(f"Generation settings that this version does not know are ignored: {unknown}.")
+        return super().from_dict({k: v for k, v in config_dict.items() if k not in unknown}, **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config):
@@ -108,7 +128,7 @@ class PixelCNNGenerationConfig(GenerationConfig):
                 processors.append(TopKLogitsWarper(self.top_k))
             if self.top_p < 1.0:
                 processors.append(TopPLogitsWarper(float(self.top_p)))
-            if self.min_p is not None:
+            if self.min_p:
                 processors.append(MinPLogitsWarper(float(self.min_p)))
         return processors
 
@@ -136,7 +156,7 @@ def draw_noise(
 def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     r"""
     The noise rule: the first level whose cumulative probability exceeds the number; if rounding leaves none, the last
-    level with a probability above 0.
+    level with a probability above 0; -1 if no level has one.
 
     Args:
         scores (`torch.FloatTensor` of shape `(batch, num_levels)`): Log-probabilities up to a constant.
@@ -145,10 +165,10 @@ def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.LongTensor` of shape `(batch,)`.
     """
-    probabilities = scores.double().softmax(-1)
+    probabilities = scores.softmax(-1, dtype=torch.float64)
     first = torch.searchsorted(probabilities.cumsum(-1), noise[:, None], right=True)[:, 0]
     index = torch.arange(scores.shape[-1], device=scores.device)
-    last = torch.where(probabilities > 0, index, 0).amax(-1)
+    last = torch.where(probabilities > 0, index, -1).amax(-1)
     return torch.minimum(first, last)
 
 
@@ -184,7 +204,10 @@ class Canvas:
 
     def choose(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Levels `(n,)` of scores `(n, num_levels)` and numbers `(n,)`."""
-        return choose_levels(scores, noise) if self.do_sample else scores.argmax(-1)
+        if self.do_sample:
+            return choose_levels(scores, noise)
+        highest, level = scores.max(-1)
+        return torch.where(highest.isfinite(), level, -1)
 
     def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
         """Draw one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
@@ -217,7 +240,12 @@ class Canvas:
         return levels.flatten(1)
 
     def images(self) -> torch.Tensor:
-        """The canvas as `(batch, channels, height, width)`."""
+        """The canvas as `(batch, channels, height, width)`; the place that notices broken probabilities."""
+        if self.levels.min() < 0:
+            raise ValueError(
+                "There is a dimension none of whose levels has a probability: the model's weights are not finite, or a "
+                "logits processor forbids all levels."
+            )
         return self.levels.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).contiguous()
 
     def raster(self):
@@ -324,15 +352,17 @@ class PixelCNNGenerationMixin:
             )
         if sampler == "cached" and not config.use_cache:
             sampler = "naive"
-        if max_batch_size is not None and max_batch_size < 1:
-            raise ValueError(f"`max_batch_size` must be at least 1, got {max_batch_size}.")
+        if max_batch_size is not None:
+            check_count("max_batch_size", max_batch_size)
+        if logits_processor is not None and not isinstance(logits_processor, list | tuple):
+            raise TypeError(f"`logits_processor` must be a list, got {type(logits_processor).__name__}.")
         processors = LogitsProcessorList([*(logits_processor or []), *config.logits_processors()])
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
         class_ids = self._request_class_ids(class_ids, shape[0])
         known, given = self._request_known(pixel_values, known_mask, shape)
         noise = draw_noise(generator, shape[0], shape[1] * shape[2] * shape[3], self.device)
 
-        was_training = self.training
+        training_modules = [module for module in self.modules() if module.training]
         self.eval()
         sequences, scores, num_iterations = [], [], None
         progress = tqdm(total=shape[0] * shape[2], desc="Sampling", unit="row", disable=not show_progress)
@@ -344,7 +374,8 @@ class PixelCNNGenerationMixin:
                 def on_row(row, levels, images=images, count=count):
                     progress.update(count)
                     if streamer is not None:
-                        streamer(images, row, levels.clone())
+                        with torch.inference_mode(False):  # the user gets a normal tensor
+                            streamer(images, row, levels.clone())
 
                 part = [None if x is None else x[images] for x in (known, given, class_ids)]
                 # Sampling runs in the model's own dtype: autocast has no say in products that write in place.
@@ -373,7 +404,8 @@ class PixelCNNGenerationMixin:
             raise
         finally:
             progress.close()
-            self.train(was_training)
+            for module in training_modules:
+                module.training = True
         levels = torch.cat(sequences)  # a normal tensor, outside inference mode: training may use it
         if not config.return_dict_in_generate:
             return levels
@@ -386,11 +418,13 @@ class PixelCNNGenerationMixin:
     def _sample_naive(self, canvas: Canvas, class_ids: torch.Tensor | None):
         """The reference: one full forward for every dimension."""
         for row, column, _, dimension in canvas.raster():
-            parameters = self(canvas.images(), class_ids=class_ids).logits
+            parameters = self(canvas.images(), class_ids=class_ids, return_dict=True).logits
             canvas.decide(self.output_distribution.pixels(parameters)[:, row, column], dimension)
 
     def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None):
-        """Every activation once; see [`SamplingCache`]."""
+        """Every activation once; see [`SamplingCache`]. Uses the layers' weights, not their `forward` or its hooks."""
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
         cache = self.sampling_cache_class(self, len(canvas.levels), canvas.width, class_ids)
         for _, column, channel, dimension in canvas.raster():
             if column == channel == 0:
@@ -409,7 +443,7 @@ class PixelCNNGenerationMixin:
         row_size = canvas.width * canvas.channels
         while final_rows < canvas.height:
             top = max(0, final_rows - self.config.rows_seen_above)
-            parameters = self(canvas.images()[:, :, top:], class_ids=class_ids).logits
+            parameters = self(canvas.images()[:, :, top:], class_ids=class_ids, return_dict=True).logits
             pixels = self.output_distribution.pixels(parameters)[:, final_rows - top :]
             levels = canvas.decide_rows(pixels, final_rows)
             changed = (levels != canvas.levels[:, final_rows * row_size :]).any(0)
@@ -438,7 +472,10 @@ class PixelCNNGenerationMixin:
     ):
         """Called by `from_pretrained`: read `generation_config.json`, if there is one, as our own type."""
         if generation_config is not None:
-            self.generation_config = generation_config
+            names = PixelCNNGenerationConfig._get_default_generation_params()
+            self.generation_config = PixelCNNGenerationConfig(
+                **{name: getattr(generation_config, name, None) for name in names}
+            )
         elif pretrained_model_name_or_path is not None:
             # A checkpoint without the file keeps the defaults.
             with contextlib.suppress(OSError):
@@ -480,11 +517,12 @@ class PixelCNNGenerationMixin:
             raise TypeError(
                 f"`generator` must be a torch.Generator or a list of them, got {type(generators[0]).__name__}."
             )
-        if num_images is not None and (isinstance(num_images, bool) or not isinstance(num_images, int)):
-            raise TypeError(f"`num_images` must be an int, got {num_images!r}.")
-        if num_images is not None and num_images < 1:
-            raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
-        if pixel_values is not None and getattr(pixel_values, "ndim", None) != 4:
+        if num_images is not None:
+            check_count("num_images", num_images)
+        if class_ids is not None and torch.as_tensor(class_ids).ndim > 1:
+            shape = tuple(torch.as_tensor(class_ids).shape)
+            raise ValueError(f"`class_ids` must be one number or a list of them, got shape {shape}.")
+        if pixel_values is not None and not (isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4):
             raise ValueError(
                 f"`pixel_values` must be a tensor of shape (batch, {self.config.num_channels}, height, width), got "
                 f"{getattr(pixel_values, 'shape', type(pixel_values).__name__)}."
@@ -503,10 +541,10 @@ class PixelCNNGenerationMixin:
         if 0 in counts.values():
             raise ValueError(f"Nothing to draw: {counts}.")
 
-        size = list(pixel_values.shape[2:]) if pixel_values is not None else self.config.image_size
+        size = as_height_and_width(self.config.image_size) if pixel_values is None else list(pixel_values.shape[2:])
         if image_size is not None:
-            asked = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-            if len(asked) != 2 or min(asked) < 1:
+            asked = as_height_and_width(image_size) if isinstance(image_size, int | list | tuple) else []
+            if len(asked) != 2 or not all(type(length) is int and length > 0 for length in asked):
                 raise ValueError(f"`image_size` must be a positive int or (height, width), got {image_size!r}.")
             if pixel_values is not None and asked != size:
                 raise ValueError(f"`image_size` {asked} is not the size of `pixel_values`, {size}.")
@@ -538,6 +576,8 @@ class PixelCNNGenerationMixin:
             ) from None
         if pixel_values.shape[1] != shape[1]:
             raise ValueError(f"`pixel_values` must have {shape[1]} channels, got {pixel_values.shape[1]}.")
+        if pixel_values.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            pixel_values = pixel_values.long()
         given = torch.where(known.to(pixel_values.device), pixel_values.expand(shape), 0)
         check_levels("pixel_values", given, self.config)
         return known, given.long()

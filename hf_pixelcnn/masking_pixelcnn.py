@@ -88,12 +88,16 @@ class CausalConv2d(nn.Conv2d):
         weight = self.kernel(self.weight)
         return weight if self.mask is None else torch.where(self.mask, weight, 0)
 
-    @torch.no_grad()
-    def zero_masked_weight_(self):
-        """Set to zero what never acts, which changes no output: a saved file then shows it."""
-        visible = self.visible_weight().clone()
-        self.weight.zero_()
-        self.kernel(self.weight).copy_(visible)
+    def masked(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of this layer with zeros wherever it never acts."""
+        masked = torch.zeros_like(weight)
+        self.kernel(masked).copy_(torch.where(self.mask.to(weight.device), self.kernel(weight), 0))
+        return masked
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.mask is not None:  # after `to_empty()` it would be uninitialised memory
+            self.mask = self.build_mask().to(self.weight.device)
 
     def forward(self, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
         """

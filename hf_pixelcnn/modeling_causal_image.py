@@ -117,6 +117,10 @@ class CausalImagePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so accumulation and processes add up
 
+    def __init__(self, config, *args, **kwargs):
+        config.validate()  # fields may have been assigned since it was made
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         r"""
@@ -130,10 +134,10 @@ class CausalImagePreTrainedModel(PreTrainedModel):
             if module.mask is not None:
                 visible = module.build_mask().to(module.mask.device)
                 init.copy_(module.mask, visible)
-            fan_in = visible.sum(dim=(1, 2, 3), keepdim=True)
-            weight = torch.zeros_like(module.weight)
-            module.kernel(weight).normal_().mul_(visible * fan_in.rsqrt())
-            init.copy_(module.weight, weight)
+            if not getattr(module.weight, "_is_hf_initialized", False):  # loaded already: draw nothing
+                fan_in = visible.sum(dim=(1, 2, 3), keepdim=True)
+                module.weight.zero_()
+                module.kernel(module.weight).normal_().mul_(visible * fan_in.rsqrt())
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -142,14 +146,16 @@ class CausalImagePreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
         """As in transformers, but only an explicit `use_safetensors=False` reads (and so unpickles) a `.bin` file."""
-        return super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+        return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
 
-    def save_pretrained(self, *args, **kwargs):
-        """As in transformers; weights that a mask hides are set to zero first, in the model and so in the file."""
-        for module in self.modules():
-            if isinstance(module, CausalConv2d):
-                module.zero_masked_weight_()
-        return super().save_pretrained(*args, **kwargs)
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
+        """As in transformers; in the file, weights that a mask hides are zero."""
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        for name, module in self.named_modules():
+            weight = state_dict.get(f"{name}.weight")
+            if isinstance(module, CausalConv2d) and module.mask is not None and weight is not None:
+                state_dict[f"{name}.weight"] = module.masked(weight)
+        return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
 
 class CausalImageModelingMixin:
@@ -189,14 +195,17 @@ class CausalImageModelingMixin:
             [`CausalImageModelingOutput`], or a tuple with `return_dict=False`.
 
         Raises:
-            ValueError, TypeError: If an argument has the wrong dtype, shape or range (not checked while compiling).
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
+            not check the range.
         """
-        features = self.model(pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states)
+        features = self.model(
+            pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
+        )
         parameters = self.output_distribution.parameters(self.head(features.last_hidden_state))
         loss = None
         if labels is not None:
             check_levels("labels", labels, self.config, ignored=-100)
-            if not torch.compiler.is_compiling() and labels.shape != pixel_values.shape:
+            if labels.shape != pixel_values.shape:
                 raise ValueError(
                     f"`labels` must have the shape of `pixel_values`, {tuple(pixel_values.shape)}, "
                     f"got {tuple(labels.shape)}."
@@ -223,9 +232,9 @@ class CausalImageModelingMixin:
             image is the sum over its dimensions. Gradients flow; wrap in `torch.no_grad()` for scoring alone.
 
         Raises:
-            ValueError, TypeError: If an argument has the wrong dtype, shape or range.
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range (unless `log_prob` is compiled).
         """
-        parameters = self(pixel_values, class_ids=class_ids).logits
+        parameters = self(pixel_values, class_ids=class_ids, return_dict=True).logits
         return self.output_distribution.log_prob(parameters, pixel_values)
 
 

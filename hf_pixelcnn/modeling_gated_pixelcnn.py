@@ -90,13 +90,14 @@ class GatedPixelCNNModel(GatedPixelCNNPreTrainedModel):
         """Levels `(batch, channels, height, width)` to horizontal features `(batch, hidden_size, height, width)`."""
         check_levels("pixel_values", pixel_values, self.config)
         check_class_ids(class_ids, pixel_values.shape[0], self.config)
-        v = h = self.encoding(pixel_values, self.dtype)
-        hidden_states = ()
+        v = h = self.encoding(pixel_values, self.layers[0].vertical_conv.weight.dtype)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = () if keep else None
         for layer in self.layers:
             v, h = layer(v, h, class_ids)
-            hidden_states += (h,)
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return CausalImageModelOutput(last_hidden_state=h, hidden_states=hidden_states if keep else None)
+            if keep:
+                hidden_states += (h,)
+        return CausalImageModelOutput(last_hidden_state=h, hidden_states=hidden_states)
 
 
 class GatedPixelCNNForCausalImageModeling(

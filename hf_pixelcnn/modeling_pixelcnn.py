@@ -76,13 +76,14 @@ class PixelCNNModel(PixelCNNPreTrainedModel):
         """Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`."""
         check_levels("pixel_values", pixel_values, self.config)
         check_class_ids(class_ids, pixel_values.shape[0], self.config)
-        x = self.conv_in(self.encoding(pixel_values, self.dtype))
-        hidden_states = ()
+        x = self.conv_in(self.encoding(pixel_values, self.conv_in.weight.dtype))
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = () if keep else None
         for layer in self.layers:
             x = layer(x, class_ids)
-            hidden_states += (x,)
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return CausalImageModelOutput(last_hidden_state=x, hidden_states=hidden_states if keep else None)
+            if keep:
+                hidden_states += (x,)
+        return CausalImageModelOutput(last_hidden_state=x, hidden_states=hidden_states)
 
 
 class PixelCNNForCausalImageModeling(CausalImageModelingMixin, PixelCNNPreTrainedModel, PixelCNNGenerationMixin):

@@ -76,7 +76,7 @@ def receptive_field(config, height, width, row, column, channel):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 4), (3, 0), (3, 3), (5, 6)])
 def test_nothing_but_the_past_is_seen(family, variant, training, row, column):
-    model = build_model(family, **variant).double().train(training)
+    model = build_model(family, **variant, dropout=0.3).double().train(training)
     inputs = random_inputs(model, height=6, width=7)
     leaf = encoded_inputs(model, inputs)
     for channel in range(model.config.num_channels):
@@ -98,10 +98,13 @@ def test_all_of_the_receptive_field_is_seen(family, variant, height, width, dept
 
 
 def test_gated_pixelcnn_has_no_blind_spot():
-    config = build_model("gated_pixelcnn", num_hidden_layers=5).config
+    model = build_model("gated_pixelcnn", num_hidden_layers=5).double()
+    make_non_negative(model)
+    inputs = random_inputs(model, batch=1)
+    leaf = encoded_inputs(model, inputs, non_negative=True)
     for row, column in [(4, 2), (4, 0), (2, 5)]:
-        field = receptive_field(config, 5, 6, row, column, 0)  # equal to what the model sees, by the test above
-        assert torch.equal(field, past(field.shape, row, column, 0))
+        seen = seen_dimensions(model, inputs, leaf, row, column, 0)[0]
+        assert torch.equal(seen, past(seen.shape, row, column, 0))
 
 
 def test_pixelcnn_has_exactly_its_known_blind_spot():
@@ -139,8 +142,11 @@ def test_masked_weights_get_no_gradient_and_are_zero_in_a_file(family, tmp_path)
         assert not layer.weight.grad[hidden[name]].any()
     assert sum(mask.any().item() for mask in hidden.values()) > 3
     before = model(**inputs).logits
-    model.save_pretrained(tmp_path)  # the weights behind the masks are random in this model
-    saved = load_file(tmp_path / "model.safetensors")
-    for name, mask in hidden.items():
-        assert not saved[f"{name}.weight"][mask].any()
+    model.save_pretrained(tmp_path / "a")  # the weights behind the masks are random in this model
+    model.save_pretrained(tmp_path / "b", state_dict=model.state_dict())
+    for folder in "ab":
+        saved = load_file(tmp_path / folder / "model.safetensors")
+        for name, mask in hidden.items():
+            assert not saved[f"{name}.weight"][mask].any()
+            assert torch.equal(saved[f"{name}.weight"][~mask], layers[name].weight[~mask])
     assert torch.equal(model(**inputs).logits, before)

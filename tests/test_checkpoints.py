@@ -113,15 +113,60 @@ def test_masks_survive_other_ways_of_loading(family, tmp_path, options):
     torch.testing.assert_close(loaded(**inputs).logits.float(), model(**inputs).logits, rtol=0.1, atol=0.15)
 
 
-def test_a_model_made_on_the_meta_device_gets_its_masks_with_its_weights(family, tmp_path):
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_made_on_the_meta_device_gets_its_masks_with_its_weights(family, assign):
     model = build_model(family, num_channels=3, num_levels=4)
     with torch.device("meta"):
         empty = type(model)(model.config)
     assert all(tensor.is_meta for tensor in [*empty.parameters(), *empty.buffers()])
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path)
+    if not assign:
+        empty.to_empty(device="cpu")
+        for mask in empty.buffers():
+            mask.fill_(True)
+    empty.load_state_dict(model.state_dict(), assign=assign)
     for name, mask in model.named_buffers():
-        assert torch.equal(loaded.get_buffer(name), mask)
+        assert torch.equal(empty.get_buffer(name), mask)
+    inputs = random_inputs(model)
+    assert torch.equal(empty.eval()(**inputs).logits, model(**inputs).logits)
+
+
+def test_loading_leaves_the_random_numbers_alone(family, tmp_path):
+    build_model(family, num_channels=3, num_levels=4).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    AutoModel.from_pretrained(tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_fields_given_while_loading_are_checked_with_the_saved_ones(family, tmp_path):
+    from huggingface_hub.errors import StrictDataclassError
+
+    build_model(family).save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match="'bernoulli'` has two levels, but `num_levels` is 16"):
+        AutoModel.from_pretrained(tmp_path, num_levels=16)
+    model = AutoModel.from_pretrained(tmp_path, image_size=12)
+    assert model.config.image_size == [12, 12]
+    assert model.generate().shape == (1, 1, 12, 12)
+    model.config.image_size = 4
+    assert model.generate().shape == (1, 1, 4, 4)
+
+
+def test_settings_of_a_later_version_do_not_keep_a_model_from_loading(family, tmp_path, caplog):
+    build_model(family).save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.5, "from_the_future": 2}))
+    assert AutoModel.from_pretrained(tmp_path).generation_config.temperature == 0.5
+
+
+def test_a_plain_generation_config_given_while_loading_becomes_ours(family, tmp_path):
+    from transformers import GenerationConfig
+
+    build_model(family).save_pretrained(tmp_path / "a")
+    model = AutoModel.from_pretrained(tmp_path / "a", generation_config=GenerationConfig(temperature=0.5))
+    assert type(model.generation_config).__name__ == "PixelCNNGenerationConfig"
+    assert model.generation_config.temperature == 0.5
+    model.save_pretrained(tmp_path / "b")
 
 
 def test_head_and_body_load_into_each_other(family, tmp_path):
@@ -168,6 +213,8 @@ def test_a_bin_file_is_read_only_when_asked_for(family, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="safetensors"):
+        AutoModel.from_pretrained(tmp_path, use_safetensors=None)
     loaded = AutoModel.from_pretrained(tmp_path, use_safetensors=False)
     inputs = random_inputs(model)
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)

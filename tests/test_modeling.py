@@ -109,8 +109,7 @@ def test_every_parameter_is_used_and_learns(family, variant):
     model = build_model(family, **variant).train()
     inputs = random_inputs(model, batch=8)
     _, gradients = loss_and_gradients(model, inputs)
-    dead = [name for name, gradient in gradients.items() if not gradient.any()]
-    assert not [name for name in dead if "embedding" not in name]
+    assert not [name for name, gradient in gradients.items() if not gradient.any()]
 
 
 def test_gradient_checkpointing_changes_nothing(family):
@@ -174,6 +173,39 @@ def test_export_gives_the_same_logits_at_other_sizes(family):
     )
     other = random_inputs(model, batch=3, height=9, width=7)
     torch.testing.assert_close(program.module()(**other).logits, model(**other).logits)
+
+
+def test_wrong_shapes_and_dtypes_are_noticed_by_compiled_code_too(family):
+    model = torch.compile(build_model(family), backend="eager")
+    levels = torch.zeros(2, 1, 5, 6, dtype=torch.long)
+    with pytest.raises(TypeError, match="`pixel_values` must be integer levels"):
+        model(levels.float())
+    with pytest.raises(ValueError, match="`labels` must have the shape"):
+        model(levels, labels=levels[:1])
+    with pytest.raises(ValueError, match="the model is unconditional"):
+        model(levels, class_ids=torch.tensor([0, 0]))
+
+
+def test_a_model_that_returns_tuples_still_scores_and_samples(family):
+    model = build_model(family, return_dict=False)
+    inputs = random_inputs(model)
+    logits, *_ = model(**inputs)
+    assert logits.shape == inputs["pixel_values"].shape
+    assert model.log_prob(**inputs).shape == logits.shape
+    for sampler in ("naive", "cached", "fixed_point"):
+        assert model.generate(sampler=sampler).shape == (1, 1, 5, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32])
+@pytest.mark.parametrize("encoding", ["scaled", "embedding"])
+def test_levels_may_have_any_integer_dtype(family, dtype, encoding):
+    model = build_model(family, input_encoding=encoding)
+    levels = random_inputs(model)["pixel_values"]
+    typed = levels.to(dtype)
+    torch.testing.assert_close(model(typed, labels=typed).loss, model(levels, labels=levels).loss)
+    torch.testing.assert_close(model.log_prob(typed), model.log_prob(levels))
+    mask = torch.ones(5, 6, dtype=torch.bool)
+    assert torch.equal(model.generate(pixel_values=typed, known_mask=mask), levels)
 
 
 def test_headless_models_are_the_body_of_the_head_model(family):

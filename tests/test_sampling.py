@@ -219,6 +219,18 @@ def test_a_level_of_probability_zero_is_never_drawn():
     assert choose_levels(scores, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
 
 
+def test_broken_probabilities_are_an_error_and_no_picture(family):
+    for sampler in SAMPLERS:
+        for do_sample in (True, False):
+            model = build_model(family)
+            model.head.layers[-1].bias.data.fill_(torch.nan)
+            with pytest.raises(ValueError, match="the model's weights are not finite, or a logits processor"):
+                model.generate(sampler=sampler, do_sample=do_sample)
+    model = build_model(family)
+    with pytest.raises(ValueError, match="a logits processor forbids all levels"):
+        model.generate(logits_processor=[lambda levels, scores: torch.full_like(scores, -torch.inf)])
+
+
 def test_noise_is_one_call_an_image_in_raster_order():
     noise = draw_noise(seeded(5), 2, 12, torch.device("cpu"))
     generator = seeded(5)
@@ -322,7 +334,8 @@ def test_generation_settings_are_saved_loaded_and_overridden(family, tmp_path):
     assert torch.equal(by_file, model.generate(num_images=3, generator=seeded()))
     true_sample = loaded.generate(num_images=3, generator=seeded(), temperature=1.0, top_k=0)
     assert not torch.equal(by_file, true_sample)
-    own = PixelCNNGenerationConfig(temperature=1.0, top_k=0)
+    loaded.generation_config.min_p = 0.9
+    own = PixelCNNGenerationConfig()
     assert torch.equal(loaded.generate(num_images=3, generator=seeded(), generation_config=own), true_sample)
 
 
@@ -330,6 +343,10 @@ def test_sampling_switches_dropout_off_and_leaves_the_mode_alone(family):
     model = build_model(family, dropout=0.5).double().train()
     images = [model.generate(num_images=2, generator=seeded(), sampler=s) for s in ("naive", "cached")]
     assert model.training
+    model.head.eval()
+    model.generate()
+    assert model.training
+    assert not model.head.training
     assert torch.equal(*images)
     assert torch.equal(images[0], model.eval().generate(num_images=2, generator=seeded()))
 
