@@ -83,10 +83,12 @@ class SamplingCache:
         self.first_reach = config.first_kernel_size // 2
         self.factory = {"dtype": model.dtype, "device": model.device}
 
-        self.table = model.model.encoding.table(**self.factory)  # (channels, levels, features)
+        self.tables = model.model.encoding.table(**self.factory).unbind(0)  # a channel: (levels, features)
         self.input_group = model.model.encoding.features
         self.input_size = self.num_channels * self.input_group
         self.input_row = torch.zeros(batch, (self.first_reach + width) * self.input_size, **self.factory)
+        pixels = self.input_row[:, self.first_reach * self.input_size :]
+        self.input_slots = pixels.split(self.input_group, dim=1)  # one a dimension of the row
         self.input_above = torch.zeros(batch, self.first_reach, width, self.input_size, **self.factory)
 
         self.hidden_group = config.hidden_size // self.num_channels
@@ -154,8 +156,8 @@ class SamplingCache:
 
     def observe(self, column: int, channel: int, levels: torch.Tensor):
         """Take in the levels `(batch,)` that were drawn or given for one dimension."""
-        start = (self.first_reach + column) * self.input_size + channel * self.input_group
-        self.input_row[:, start : start + self.input_group] = self.table[channel][levels]
+        features = self.tables[channel].index_select(0, levels)
+        self.input_slots[column * self.num_channels + channel].copy_(features)
 
 
 __all__ = ["SamplingCache", "group_rows", "pointwise_weights", "row_weights", "stack_layers"]

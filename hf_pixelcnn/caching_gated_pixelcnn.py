@@ -63,7 +63,7 @@ class GatedPixelCNNCache(SamplingCache):
                     streams[i - 1] if i else None,
                     self.own[channel][i - 1] if i else None,
                     total,
-                    total[:, :group],
+                    *total.chunk(2, dim=-1),
                     self.own_group(gates, channel, start=1),
                     gates[:, :seen],
                     self.out[i][channel],
@@ -91,11 +91,10 @@ class GatedPixelCNNCache(SamplingCache):
         torch.addmm(above[0], known_inputs, self.first_known[channel], out=self.sums[0])
         if self.later:
             torch.baddbmm(above[1:], known_features, self.known[channel], out=self.sums[1:])
-        for stream, own, total, value, gate, seen, out, next_stream in layers:
+        for stream, own, total, value, gate, gated, seen, out, next_stream in layers:
             if stream is not None:
                 total.addmm_(stream, own)
-            value.tanh_()
-            torch._C._nn.glu(total, 1, out=gate)  # value * sigmoid(gate)
+            torch.mul(value.tanh_(), gate.sigmoid_(), out=gated)
             if stream is None:
                 torch.mm(seen, out, out=next_stream)
             else:

@@ -196,11 +196,13 @@ class Canvas:
         self.do_sample, self.on_row = do_sample, on_row
         self.scores = [] if keep_scores else None
         self.known = None
+        self.noise_of = self.noise.unbind(0)
         self.levels = torch.zeros(batch, noise.shape[0], dtype=torch.long, device=noise.device)
         if known is not None:
             self.known, given = (x.permute(0, 2, 3, 1).flatten(1).to(noise.device) for x in (known, given))
             self.levels.copy_(given)  # 0 where free
             self.any_known = self.known.any(0).tolist()
+        self.levels_of = self.levels.unbind(1)
 
     def choose(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Levels `(n,)` of scores `(n, num_levels)` and numbers `(n,)`."""
@@ -218,11 +220,10 @@ class Canvas:
             scores = self.processors(self.levels[:, :dimension], scores)
         if self.scores is not None:
             self.scores.append(scores)
-        level = self.choose(scores, self.noise[dimension])
+        level = self.choose(scores, self.noise_of[dimension])
         if self.known is not None and self.any_known[dimension]:
-            level = torch.where(self.known[:, dimension], self.levels[:, dimension], level)
-        self.levels[:, dimension] = level
-        return level
+            level = torch.where(self.known[:, dimension], self.levels_of[dimension], level)
+        return self.levels_of[dimension].copy_(level)
 
     def decide_rows(self, pixels: torch.Tensor, first_row: int) -> torch.Tensor:
         """Draw all rows from `first_row` on at once, given their pixels' parameters; returns levels `(batch, n)`."""

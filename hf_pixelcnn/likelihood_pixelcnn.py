@@ -83,8 +83,8 @@ class BernoulliOutput(OutputDistribution):
         return F.logsigmoid(at_least_float32(parameters) * sign)
 
     def level_logits(self, parameters, channel, previous_channels=None):
-        log_odds = at_least_float32(parameters[..., channel])
-        return F.logsigmoid(torch.stack((-log_odds, log_odds), dim=-1))
+        log_odds = at_least_float32(parameters[..., channel : channel + 1])
+        return F.log_softmax(F.pad(log_odds, (1, 0)), dim=-1)  # log-odds of level 0 against itself are 0
 
 
 class CategoricalOutput(OutputDistribution):
