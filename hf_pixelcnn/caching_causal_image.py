@@ -156,7 +156,7 @@ class SamplingCache:
 
     def observe(self, column: int, channel: int, levels: torch.Tensor):
         """Take in the levels `(batch,)` that were drawn or given for one dimension."""
-        features = self.tables[channel].index_select(0, levels)
+        features = self.tables[channel].index_select(0, levels.clamp_min(0))  # -1: broken, and noticed at the end
         self.input_slots[column * self.num_channels + channel].copy_(features)
 
 

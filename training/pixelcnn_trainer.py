@@ -148,7 +148,10 @@ class PixelCNNTrainer(Trainer):
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.ema = None
-        self.nats_function = torch.compile(nats_per_image, dynamic=False) if args.torch_compile else nats_per_image
+        self.nats_function = nats_per_image
+        if args.torch_compile:
+            backend, mode = args.torch_compile_backend, args.torch_compile_mode
+            self.nats_function = torch.compile(nats_per_image, dynamic=False, backend=backend, mode=mode)
         self.add_callback(_StepCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):

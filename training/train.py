@@ -34,8 +34,9 @@ from image_data import (
 from pictures import draw_loss_curve, image_grid, images_of_levels
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 from run_record import keep_freed_memory, run_facts, write_json
+from saved_models import load_model
 from scoring import score
-from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 import hf_pixelcnn
 from hf_pixelcnn import PixelCNNImageProcessor
@@ -163,18 +164,6 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
         return AutoModel.from_config(config_class(**chosen))
     except (StrictDataclassError, ValueError) as error:
         raise InputError(str(error)) from error
-
-
-def load_model(path: str):
-    """Model (in float32) and image processor (`None` if there is none) of a checkpoint."""
-    try:
-        model = AutoModel.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load a model from {path!r}: {error}") from error
-    try:
-        return model, AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError):  # a model of codes
-        return model, None
 
 
 def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
