@@ -19,6 +19,7 @@ from .modeling_gated_pixelcnn import (
     GatedPixelCNNPreTrainedModel,
 )
 from .modeling_pixelcnn import PixelCNNForCausalImageModeling, PixelCNNModel, PixelCNNPreTrainedModel
+from .preview_pixelcnn import LivePreview
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "GatedPixelCNNForCausalImageModeling",
     "GatedPixelCNNModel",
     "GatedPixelCNNPreTrainedModel",
+    "LivePreview",
     "PixelCNNConfig",
     "PixelCNNForCausalImageModeling",
     "PixelCNNGenerateOutput",

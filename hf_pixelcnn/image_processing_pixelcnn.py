@@ -647,13 +647,32 @@ class PixelCNNImageProcessor(PilBackend):
                 )
 
 
-def _draw_levels(pixels: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
-    """int64 levels of one image `(channels, height, width)`: 1 with probability pixel / 255."""
+def binarize_stochastically(pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    r"""
+    Levels 0 and 1 of one image: 1 with probability pixel / 255.
+
+    Args:
+        pixels (`np.ndarray` of shape `(channels, height, width)`): 8-bit pixels.
+        noise (`np.ndarray` of shape `(height * width * channels,)`): Numbers in [0, 1) in raster order.
+
+    Returns:
+        `np.ndarray` of the shape of `pixels`, bool.
+    """
     channels, height, width = pixels.shape
+    return noise.reshape(height, width, channels).transpose(2, 0, 1) * 255 < pixels
+
+
+def _draw_levels(pixels: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+    """int64 levels of one image `(channels, height, width)`, with one call of `torch.rand`."""
     device = "cpu" if generator is None else generator.device
     noise = torch.rand(pixels.size, dtype=torch.float64, device=device, generator=generator).cpu().numpy()
-    noise = noise.reshape(height, width, channels).transpose(2, 0, 1)
-    return (noise * 255 < pixels).astype(np.int64)
+    return binarize_stochastically(pixels, noise).astype(np.int64)
 
 
-__all__ = ["PixelCNNImageProcessor", "PixelCNNImageProcessorKwargs", "dequantize", "quantize"]
+__all__ = [
+    "PixelCNNImageProcessor",
+    "PixelCNNImageProcessorKwargs",
+    "binarize_stochastically",
+    "dequantize",
+    "quantize",
+]

@@ -1,6 +1,7 @@
 """What the README shows works."""
 
 import importlib.util
+import json
 import re
 import sys
 from dataclasses import fields, is_dataclass
@@ -22,6 +23,20 @@ def test_python_blocks_run_in_order(monkeypatch):
         exec(compile(code, "README.md", "exec"), names)
     assert len(names["images"]) == 16
     assert names["completions"].shape == (6, 1, 28, 28)
+
+
+@pytest.mark.parametrize("card", sorted(ROOT.glob("model_cards/*/README.md")), ids=lambda path: path.parent.name)
+def test_the_code_of_a_model_card_runs_and_its_numbers_are_those_of_the_results(card, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = card.read_text(encoding="utf-8")
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(compile(code, str(card), "exec"), names)
+    assert len(names["images"]) == 4
+    results = json.loads((card.parent / "results.json").read_text(encoding="utf-8"))
+    assert results["num_parameters"] == names["model"].num_parameters()
+    for number in (f"{results['nats_per_dim']:.4f}", f"{results['bits_per_dim']:.4f}"):
+        assert text.count(number) == 2
 
 
 def options_of(script):

@@ -2,13 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from benchmark import noise_rule_violations, peak_bytes
 from conftest import build_model, random_inputs
 from transformers import LogitsProcessor
 
-from hf_pixelcnn import PixelCNNGenerationConfig
+from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor
 from hf_pixelcnn.generation_pixelcnn import choose_levels, draw_noise
 
 SAMPLERS = ("naive", "cached", "fixed_point")
@@ -143,6 +144,22 @@ def test_a_streamer_gets_every_row_once_and_finished(sampler):
     images = model.generate(num_images=5, generator=seeded(), sampler=sampler, max_batch_size=3, streamer=streamer)
     assert torch.equal(canvas, images)
     assert order == [(start, row) for start in (0, 3) for row in range(5)]
+
+
+def test_a_live_preview_shows_the_picture_growing():
+    model = build_model("gated_pixelcnn", num_channels=3, num_levels=4)
+    processor = PixelCNNImageProcessor(num_levels=4, num_channels=3)
+    pictures = []
+    preview = LivePreview(processor, num_images=3, image_size=(5, 6), every=2, show=pictures.append)
+    levels = model.generate(num_images=3, generator=seeded(), max_batch_size=2, streamer=preview)
+    assert [picture.size for picture in pictures] == [(12, 10)] * 6  # after rows 2, 4 and 5, for both parts
+    first, last = (torch.tensor(np.asarray(pictures[i])) for i in (0, -1))
+    drawn = processor.post_process(levels, output_type="pt").permute(0, 2, 3, 1)
+    assert torch.equal(first[:2, :6], drawn[0, :2])
+    assert (first[2:5] == 128).all()
+    assert torch.equal(last[:5, 6:], drawn[1])
+    assert torch.equal(last[5:, :6], drawn[2])
+    assert (last[5:, 6:] == 128).all()  # there is no fourth image
 
 
 def test_an_error_of_the_streamer_is_the_users_own_and_the_next_call_is_right():

@@ -7,6 +7,7 @@ an image is asked for, with numbers that depend on the seed, the epoch and the i
 the number of workers, or where a run was interrupted.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 import hf_pixelcnn
 from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn.image_processing_pixelcnn import binarize_stochastically
 
 LEVELS = "levels"
 
@@ -127,15 +129,21 @@ def num_channels_of(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
 
 
+@contextlib.contextmanager
+def _damage_as_input_error(column: str):
+    """Images that cannot be decoded or made levels of are a matter of the data, not of the program."""
+    try:
+        yield
+    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        raise InputError(f"column {column!r} has an image that cannot be used: {error}") from error
+
+
 def _encode_images(batch: dict, column: str, options: dict, shape: tuple, version: str) -> dict:
     """A batch of images as rows of levels. `version` is a part of the key under which the result is cached."""
     images = batch[column]
     if any(image is None for image in images):
         raise InputError(f"column {column!r} has a row without an image.")
-    try:
-        levels = PixelCNNImageProcessor(**options)(images, return_tensors="np")["pixel_values"]
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    levels = PixelCNNImageProcessor(**options)(images, return_tensors="np")["pixel_values"]
     if levels.shape[1:] != shape:
         raise InputError(f"images have different sizes, {levels.shape[1:]} and {shape}; give --image_size.")
     return {LEVELS: levels.reshape(len(levels), -1).astype(np.uint8)}
@@ -208,20 +216,22 @@ class LevelDataset(torch.utils.data.Dataset):
             if self.is_stochastic:  # the file keeps pixels
                 options |= {"num_levels": 256}
                 del options["binarization"]
-            first = processor(rows[0][column], return_tensors="np")["pixel_values"]
+            with _damage_as_input_error(column):
+                first = processor(rows[0][column], return_tensors="np")["pixel_values"]
             self.shape = first.shape[1:]
             encode = _encode_images
             settings = {"options": options, "version": hf_pixelcnn.__version__}
             dtype = "uint8"
         num_dims = int(np.prod(self.shape))
-        levels = rows.map(
-            encode,
-            batched=True,
-            remove_columns=[column],
-            features=datasets.Features({LEVELS: datasets.List(datasets.Value(dtype), length=num_dims)}),
-            fn_kwargs={"column": column, "shape": self.shape, **settings},
-            desc="Levels",
-        )
+        with _damage_as_input_error(column):
+            levels = rows.map(
+                encode,
+                batched=True,
+                remove_columns=[column],
+                features=datasets.Features({LEVELS: datasets.List(datasets.Value(dtype), length=num_dims)}),
+                fn_kwargs={"column": column, "shape": self.shape, **settings},
+                desc="Levels",
+            )
         chunks = levels.data.column(LEVELS).chunks
         self.blocks = [chunk.flatten().to_numpy().reshape(-1, *self.shape) for chunk in chunks]
         self.ends = np.cumsum([len(block) for block in self.blocks])
@@ -240,10 +250,8 @@ class LevelDataset(torch.utils.data.Dataset):
         block = int(np.searchsorted(self.ends, index, side="right"))
         levels = self.blocks[block][index - self.ends[block]]  # a negative index, counted from the block's end
         if self.is_stochastic:
-            channels, height, width = self.shape
             bits = np.random.Philox(key=self.seed, counter=[0, 0, index, self.epoch])
-            noise = np.random.Generator(bits).random((height, width, channels)).transpose(2, 0, 1)
-            levels = (noise * 255 < levels).astype(np.uint8)
+            levels = binarize_stochastically(levels, np.random.Generator(bits).random(levels.size)).astype(np.uint8)
         item = {"pixel_values": levels}
         if self.class_ids is not None:
             item["class_ids"] = int(self.class_ids[index])

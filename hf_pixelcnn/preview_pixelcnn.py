@@ -1,0 +1,77 @@
+"""Pictures that grow while they are drawn."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+
+from .image_processing_pixelcnn import PixelCNNImageProcessor
+
+
+def show_in_notebook() -> Callable[[Image.Image], None]:
+    """A function that shows an image in the output of the current notebook cell, in place of the one before."""
+    from IPython.display import display
+
+    handle = None
+
+    def show(image: Image.Image):
+        nonlocal handle
+        if handle is None:
+            handle = display(image, display_id=True)
+        else:
+            handle.update(image)
+
+    return show
+
+
+class LivePreview:
+    r"""
+    A `streamer` for `generate` that shows the images growing, row by row.
+
+    Args:
+        processor ([`PixelCNNImageProcessor`]): Turns levels into pixels.
+        num_images (`int`): Images of the request; with more than 64 only the first 64 are shown.
+        image_size (`(height, width)`): Their size.
+        every (`int`, defaults to 1): Show the picture after every so many rows.
+        show (callable, *optional*): Called with each `PIL.Image.Image`; by default the notebook cell shows it.
+
+    ```python
+    >>> preview = LivePreview(processor, num_images=16, image_size=model.config.image_size)
+    >>> levels = model.generate(num_images=16, streamer=preview)
+    ```
+    """
+
+    def __init__(
+        self,
+        processor: PixelCNNImageProcessor,
+        num_images: int,
+        image_size: tuple[int, int],
+        every: int = 1,
+        show: Callable[[Image.Image], None] | None = None,
+    ):
+        self.processor, self.every = processor, every
+        self.show = show_in_notebook() if show is None else show
+        self.columns = math.ceil(math.sqrt(min(num_images, 64)))
+        self.num_shown = min(num_images, 64)
+        height, width = image_size
+        # Grey where nothing has been drawn yet; a grid of (rows, height) by (columns, width) pixels.
+        grid_rows = math.ceil(self.num_shown / self.columns)
+        self.pixels = torch.full((grid_rows, self.columns, processor.num_channels, height, width), 128).byte()
+
+    def __call__(self, images: slice, row: int, levels: torch.Tensor):
+        shown = range(images.start, min(images.stop, self.num_shown))
+        pixels = self.processor.post_process(levels[:, :, None].cpu(), output_type="pt")[:, :, 0]
+        for index, line in zip(shown, pixels, strict=False):
+            self.pixels[index // self.columns, index % self.columns, :, row] = line
+        is_last = row == self.pixels.shape[-2] - 1
+        if shown and (is_last or row % self.every == self.every - 1):
+            self.show(self.image())
+
+    def image(self) -> Image.Image:
+        """The grid as it is now."""
+        grid = self.pixels.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # (height, width, channels)
+        return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+
+
+__all__ = ["LivePreview"]

@@ -1,0 +1,544 @@
+"""Training: sums and averages that must be exact, runs that continue where they stopped, and the scripts."""
+
+import importlib.util
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import image_data
+import numpy as np
+import pytest
+import sample
+import torch
+import train
+from command_line import InputError
+from PIL import Image
+from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, TrainerCallback
+
+from hf_pixelcnn import (
+    GatedPixelCNNConfig,
+    GatedPixelCNNForCausalImageModeling,
+    PixelCNNConfig,
+    PixelCNNForCausalImageModeling,
+    PixelCNNImageProcessor,
+)
+
+ROOT = Path(__file__).parent.parent
+DIGITS = str(ROOT / "tests" / "data" / "mnist_digits")
+TINY = ["--hidden_size", "8", "--num_hidden_layers", "2", "--head_hidden_size", "8", "--first_kernel_size", "3"]
+
+
+def load_evaluate_script():
+    """training/evaluate.py; by its path, because a library has the same name."""
+    spec = importlib.util.spec_from_file_location("training_evaluate", ROOT / "training" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_images(num_images, num_levels=4, size=6, seed=0):
+    levels = np.random.default_rng(seed).integers(num_levels, size=(num_images, 1, size, size), dtype=np.uint8)
+    return [{"pixel_values": image} for image in levels]
+
+
+def gated_model(seed=0, dropout=0.0, **config):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 6, "num_hidden_layers": 2, "head_hidden_size": 6, "first_kernel_size": 3}
+    return GatedPixelCNNForCausalImageModeling(
+        GatedPixelCNNConfig(**{"image_size": 6, "num_levels": 4, **sizes, "dropout": dropout, **config})
+    )
+
+
+def trainer_for(folder, model, images, callbacks=None, eval_images=None, **options):
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.05,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = PixelCNNTrainingArguments(output_dir=str(folder), **{**defaults, **options})
+    return PixelCNNTrainer(model, args, train_dataset=images, eval_dataset=eval_images, callbacks=callbacks)
+
+
+def train_losses(log_history):
+    return [row["loss"] for row in log_history if "loss" in row]
+
+
+def weights_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(left, right, **tolerances):
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], **(tolerances or {"rtol": 0, "atol": 0}))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small are slower with several threads, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# The trainer
+
+
+def test_accumulating_twice_four_images_equals_a_batch_of_eight(tmp_path):
+    outcomes = []
+    for batch, accumulation in [(8, 1), (4, 2)]:
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "optim": "sgd"}
+        trainer = trainer_for(tmp_path, gated_model(), random_images(24), num_train_epochs=2, **options)
+        trainer.train()
+        outcomes.append((train_losses(trainer.state.log_history), weights_of(trainer.model)))
+    (losses, weights), (accumulated_losses, accumulated_weights) = outcomes
+    assert len(losses) == 6
+    assert losses == pytest.approx(accumulated_losses, abs=1e-6)
+    assert_same(weights, accumulated_weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def grey_digits(tmp_path):
+    """Sixteen digits of 6×6, binarised anew in each epoch."""
+    rows = image_data.load_split(DIGITS, "train[:16]", cache_dir=str(tmp_path / "cache"))
+    processor = PixelCNNImageProcessor(num_levels=2, binarization="stochastic", size=6)
+    return lambda: image_data.LevelDataset(rows, 2, processor, stochastic_seed=3)
+
+
+# in the middle and at the end of an epoch of four steps
+@pytest.mark.parametrize(("stop", "save_strategy"), [(6, "steps"), (8, "epoch")])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, grey_digits, stop, save_strategy):
+    def run(folder, seed, checkpoint=None):
+        model = gated_model(seed, dropout=0.3, num_levels=2)
+        options = {"num_train_epochs": 4, "save_strategy": save_strategy, "save_steps": stop, "eval_strategy": "epoch"}
+        options |= {"ema_decay": 0.8, "logging_steps": 4, "lr_scheduler_type": "cosine", "warmup_steps": 3}
+        trainer = trainer_for(folder, model, grey_digits(), eval_images=random_images(3, 2), **options)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        return trainer
+
+    whole = run(tmp_path / "whole", seed=0)
+    resumed = run(tmp_path / "resumed", seed=1, checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+    assert whole.state.global_step == resumed.state.global_step == 16
+    assert_same(weights_of(whole.model), weights_of(resumed.model))
+    assert_same(whole.ema.average, resumed.ema.average)
+    assert_same(*(load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed")))
+    for key, first in (
+        ("loss", 0),
+        ("eval_loss", stop + 1),
+    ):  # an evaluation at the very step of the save is not redone
+        rows = [
+            [(row["step"], row[key]) for row in trainer.state.log_history if key in row and row["step"] >= first]
+            for trainer in (whole, resumed)
+        ]
+        assert rows[0] == rows[1]
+        assert len(rows[0]) >= 2
+
+
+def test_resuming_takes_the_last_checkpoint_that_was_written_completely(tmp_path):
+    options = {"num_train_epochs": 3, "save_strategy": "epoch", "ema_decay": 0.5}
+    trainer_for(tmp_path, gated_model(), random_images(8), **options).train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    (tmp_path / "checkpoint-6" / "trainer_state.json").unlink()  # killed while it was written
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    trainer = trainer_for(tmp_path, gated_model(), random_images(8), **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_saved_and_evaluated_weights_are_the_moving_average(tmp_path):
+    history = []
+
+    class Recorder(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            history.append({name: p.detach().double().clone() for name, p in model.named_parameters()})
+
+    model, images = gated_model(), random_images(12)
+    expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    options = {"num_train_epochs": 2, "ema_decay": 0.35, "save_strategy": "epoch", "eval_strategy": "epoch"}
+    trainer = trainer_for(tmp_path, model, images, [Recorder()], images[:5], **options)
+    trainer.train()
+    trainer.save_model()
+
+    for step, decay in enumerate([1 / 10, 2 / 11, 3 / 12, 4 / 13, 0.35, 0.35]):  # (1 + t) / (10 + t), then 0.35
+        for name, average in expected.items():
+            expected[name] = decay * average + (1 - decay) * history[step][name]
+    assert len(history) == 6
+    assert_same(load_file(tmp_path / "model.safetensors"), expected, rtol=1e-5, atol=1e-6, check_dtype=False)
+    assert_same(load_file(tmp_path / "checkpoint-6" / "ema.safetensors"), load_file(tmp_path / "model.safetensors"))
+    assert_same(load_file(tmp_path / "checkpoint-6" / "model.safetensors"), weights_of(model))  # the raw ones, kept
+    assert_same(weights_of(model), history[-1], check_dtype=False, rtol=0, atol=0)
+
+    average = AutoModel.from_pretrained(tmp_path)
+    pixel_values = image_data.collate_levels(images[:5])["pixel_values"]
+    nats = -average.log_prob(pixel_values).double().mean().item()
+    assert trainer.state.log_history[-2]["eval_loss"] == pytest.approx(nats, rel=1e-6)
+    assert abs(-model.eval().log_prob(pixel_values).mean().item() - nats) > 1e-5  # so the two differ at all
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [({}, 1e-7), ({"torch_compile": True, "torch_compile_backend": "eager"}, 1e-7), ({"bf16": True}, 1e-2)],
+)
+def test_evaluation_scores_each_image_once_whatever_the_batch_size(tmp_path, monkeypatch, options, tolerance):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # put back what `torch_compile` leaves behind
+    model, images = gated_model(dropout=0.5), random_images(7)
+    pixel_values = image_data.collate_levels(images)["pixel_values"]
+    nats = -model.eval().log_prob(pixel_values).double().sum().item()
+    trainer = trainer_for(tmp_path, model, images, eval_images=images, per_device_eval_batch_size=3, **options)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(nats / pixel_values.numel(), rel=tolerance)
+    assert metrics["eval_bits_per_dim"] == pytest.approx(nats / pixel_values.numel() / math.log(2), rel=tolerance)
+    assert metrics["eval_nats_per_image"] == pytest.approx(nats / 7, rel=tolerance)
+
+
+def test_four_images_are_learnt_by_heart(tmp_path):
+    images = random_images(4, num_levels=2, size=7)
+    torch.manual_seed(0)
+    model = PixelCNNForCausalImageModeling(
+        PixelCNNConfig(image_size=7, hidden_size=32, num_hidden_layers=2, head_hidden_size=16)
+    )
+    options = {"max_steps": 150, "learning_rate": 1e-2, "lr_scheduler_type": "cosine", "logging_steps": 100}
+    trainer = trainer_for(tmp_path, model, images, eval_images=images, channels_last=True, **options)
+    trainer.train()
+    choice = math.log(4) / 49  # nobody can know which of the four will come
+    assert choice <= trainer.evaluate()["eval_loss"] < choice + 0.01
+
+
+# Data
+
+
+def save_rows(folder, columns, **features):
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    """A data set without images."""
+    return save_rows(tmp_path / "numbers", {"age": [1, 2, 3]}, age=datasets.Value("int64"))
+
+
+@pytest.fixture
+def codes(tmp_path):
+    """Sixteen 5×4 arrays of 300 symbols."""
+    grids = np.random.default_rng(0).integers(300, size=(16, 5, 4))
+    return save_rows(tmp_path / "codes", {"grid": list(grids)}, grid=datasets.Array2D((5, 4), "int32"))
+
+
+@pytest.fixture
+def shades(tmp_path):
+    """Eight images of 4×4 without classes, under an unusual name."""
+    images = [Image.fromarray(np.full((4, 4), 30 * shade, dtype=np.uint8)) for shade in range(8)]
+    return save_rows(tmp_path / "shades", {"face": images}, face=datasets.Image())
+
+
+def test_levels_are_those_of_the_processor_in_order(tmp_path):
+    rows = image_data.load_split(DIGITS, "train[2000:3100]", cache_dir=str(tmp_path))  # more than one block
+    processor = PixelCNNImageProcessor(num_levels=5)
+    images = image_data.LevelDataset(rows, 5, processor, with_classes=True)
+    assert len(images) == 1100
+    for index in (0, 999, 1000, 1099):
+        expected = processor(rows[index]["image"], return_tensors="np")["pixel_values"][0]
+        assert np.array_equal(images[index]["pixel_values"], expected)
+        assert images[index]["class_ids"] == rows[index]["label"]
+    batch = image_data.collate_levels([images[7], images[1001]])
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert batch["labels"].dtype == batch["class_ids"].dtype == torch.int64
+    assert torch.equal(batch["pixel_values"], batch["labels"])
+    with pytest.raises(IndexError):
+        images[1100]
+
+
+def test_stochastic_binarisation_changes_with_the_epoch_and_follows_the_pixels(grey_digits):
+    images = grey_digits()
+    draws = []
+    for epoch in range(400):
+        images.set_epoch(epoch)
+        draws.append(images[4]["pixel_values"])
+    images.set_epoch(3)
+    assert np.array_equal(images[4]["pixel_values"], draws[3])
+    assert not np.array_equal(draws[3], draws[4])
+    pixels = images.blocks[0][4] / 255
+    spread = np.sqrt(pixels * (1 - pixels) / 400)
+    assert set(np.unique(draws)) == {0, 1}
+    assert (np.abs(np.mean(draws, axis=0) - pixels) <= 5 * spread).all()
+
+
+def test_a_column_of_codes_is_found_and_keeps_its_values(codes):
+    rows = image_data.load_split(codes, "train[4:]")
+    assert image_data.find_image_column(rows.features) == ("grid", True)
+    images = image_data.LevelDataset(rows, 300)
+    assert len(images) == 12
+    assert images[1]["pixel_values"].dtype == np.int32
+    assert np.array_equal(images[1]["pixel_values"], [rows[1]["grid"]])
+    with pytest.raises(InputError, match=r"codes in column 'grid' must be 0 ... 199"):
+        image_data.LevelDataset(rows, 200)
+
+
+# The scripts
+
+
+def run_script(*words, launcher=()):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def digits_words(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    sizes = ["--image_size", "8", *TINY, "--num_samples", "4", "--disable_tqdm", "true"]
+    splits = ["--train_split", "train[:48]", "--eval_split", "test[:7]"]
+    return ["--dataset", DIGITS, *splits, "--cache_dir", str(cache), *sizes]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits_words):
+    """The output folder of a run of train.py in its own process, from a recipe, with an average and bf16."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        "binarization: threshold\nthreshold: 99\nnum_train_epochs: 7\nema_decay: 0.9\nbf16: true\nchannels_last: true\n"
+        "learning_rate: 1e-2\nlabel_names: [labels]\nseed: null\n"
+    )
+    words = ["--config", recipe, *digits_words, "--output_dir", folder / "run", "--num_train_epochs", "2"]
+    finished = run_script(ROOT / "training" / "train.py", *words)
+    assert finished.returncode == 0, finished.stderr
+    assert "FutureWarning" not in finished.stderr
+    return folder / "run"
+
+
+def test_train_leaves_a_model_a_processor_results_and_pictures(trained, tmp_path, digits_words):
+    results = json.loads((trained / "results.json").read_text())
+    model, processor = AutoModel.from_pretrained(trained), AutoImageProcessor.from_pretrained(trained)
+    rows = image_data.load_split(DIGITS, "test[:7]", cache_dir=digits_words[digits_words.index("--cache_dir") + 1])
+    pixel_values = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (7, 1, 8, 8)
+    assert (processor.threshold, processor.num_levels) == (99, 2)
+    nats = -model.log_prob(pixel_values).double().sum().item()
+    assert results["nats_per_image"] == pytest.approx(nats / 7, rel=1e-6)
+    assert results["bits_per_dim"] == pytest.approx(nats / (7 * 64 * math.log(2)), rel=1e-6)
+    assert (results["epochs"], results["seed"]) == (2, 42)  # the command line before the recipe before the default
+    assert results["num_parameters"] == model.num_parameters()
+    assert Image.open(trained / "samples.png").size[0] >= 480
+    assert Image.open(trained / "loss_curve.png").size[0] >= 480
+
+
+@pytest.mark.parametrize("batch_size", ["3", "100"])
+def test_evaluate_equals_the_sum_of_log_probabilities(trained, tmp_path, digits_words, batch_size, capsys):
+    cache = digits_words[digits_words.index("--cache_dir") + 1]
+    output = tmp_path / "score.json"
+    words = ["--model", str(trained), "--dataset", DIGITS, "--split", "train[5:16]", "--cache_dir", cache]
+    options = ["--output", str(output), "--batch_size", batch_size, "--device", "cpu", "--dtype", "float64"]
+    load_evaluate_script().main([*words, *options])
+    model, processor = AutoModel.from_pretrained(trained).double(), AutoImageProcessor.from_pretrained(trained)
+    rows = image_data.load_split(DIGITS, "train[5:16]", cache_dir=cache)
+    pixel_values = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+    nats = -model.log_prob(pixel_values).sum().item()
+    score = json.loads(output.read_text())
+    assert (score["num_images"], score["num_dims"]) == (11, 11 * 64)
+    assert score["nats_per_image"] == pytest.approx(nats / 11, rel=1e-12)
+    assert score["nats_per_dim"] == pytest.approx(nats / 704, rel=1e-12)
+    assert score["bits_per_dim"] == pytest.approx(nats / 704 / math.log(2), rel=1e-12)
+    assert f"{score['bits_per_dim']:.5f} bits/dim" in capsys.readouterr().out
+
+
+def test_sample_draws_the_same_picture_for_the_same_seed_at_any_batch_size(trained, tmp_path):
+    pictures = []
+    for name, options in {"a": ["--batch_size", "2"], "b": [], "c": ["--seed", "1"]}.items():
+        words = [
+            "--model",
+            str(trained),
+            "--num_images",
+            "5",
+            "--device",
+            "cpu",
+            "--output",
+            str(tmp_path / f"{name}.png"),
+        ]
+        sample.main([*words, *options])
+        pictures.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+
+
+def test_two_processes_draw_the_same_picture_as_one(trained, tmp_path):
+    words = ["--model", str(trained), "--num_images", "5", "--device", "cpu", "--output"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finished = run_script(ROOT / "training" / "sample.py", *words, tmp_path / "two.png", launcher=launcher)
+    assert finished.returncode == 0, finished.stderr
+    sample.main([*words, str(tmp_path / "one.png")])
+    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "two.png")]
+    assert np.array_equal(*pictures)
+
+
+def test_a_damaged_image_is_answered_in_one_line(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)).save(file, "PNG")
+    images = [{"bytes": file.getvalue(), "path": None}, {"bytes": file.getvalue()[:300], "path": None}]
+    folder = save_rows(tmp_path / "damaged", {"image": images}, image=datasets.Image())
+    words = ["--dataset", folder, "--eval_split", "train", *TINY, "--output_dir", tmp_path / "run"]
+    assert "has an image that cannot be used" in one_line_error(train.main, words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_completions_keep_the_given_rows(trained, tmp_path, digits_words):
+    cache = digits_words[digits_words.index("--cache_dir") + 1]
+    words = ["--model", str(trained), "--complete", DIGITS, "--split", "test[:2]", "--num_images", "3"]
+    sample.main(
+        [*words, "--rows_given", "5", "--cache_dir", cache, "--device", "cpu", "--output", str(tmp_path / "c.png")]
+    )
+    picture = Image.open(tmp_path / "c.png")
+    scale = picture.width // (4 * 8 + 3 * 2)
+    grid = np.asarray(picture.resize((picture.width // scale, picture.height // scale), Image.Resampling.NEAREST))
+    cells = [grid[top : top + 8, left : left + 8] for top in (0, 10) for left in (0, 10, 20, 30)]
+    for row in (cells[:4], cells[4:]):
+        assert all(np.array_equal(cell[:5], row[0][:5]) for cell in row)
+        assert any(not np.array_equal(cell, row[0]) for cell in row)
+
+
+def test_two_processes_equal_one_with_the_double_batch(tmp_path, digits_words):
+    words = [
+        *digits_words,
+        "--num_train_epochs",
+        "2",
+        "--optim",
+        "sgd",
+        "--learning_rate",
+        "0.1",
+        "--logging_steps",
+        "1",
+    ]
+    words += ["--ema_decay", "0.5", "--binarization", "threshold", "--use_cpu", "true"]
+    two, one = tmp_path / "two", tmp_path / "one"
+    script = [ROOT / "training" / "train.py", *words, "--output_dir", two, "--per_device_train_batch_size", "4"]
+    finished = run_script(*script, launcher=["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
+    assert finished.returncode == 0, finished.stderr
+    train.main([*words, "--output_dir", str(one), "--per_device_train_batch_size", "8"])
+    assert_same(load_file(two / "model.safetensors"), load_file(one / "model.safetensors"), rtol=1e-5, atol=1e-6)
+    logs = [json.loads((run / "checkpoint-12" / "trainer_state.json").read_text())["log_history"] for run in (two, one)]
+    assert len(train_losses(logs[1])) == 12
+    assert train_losses(logs[0]) == pytest.approx(train_losses(logs[1]), rel=1e-5)
+    evaluations = [[row["eval_loss"] for row in log if "eval_loss" in row] for log in logs]  # of seven images
+    assert evaluations[0] == pytest.approx(evaluations[1], rel=1e-6)
+
+
+def test_a_conditional_model_learns_the_names_of_its_classes(tmp_path, digits_words):
+    options = ["--class_conditional", "true", "--binarization", "stochastic", "--max_steps", "1"]
+    train.main([*digits_words, *options, "--model_type", "gated_pixelcnn", "--output_dir", str(tmp_path / "run")])
+    config = AutoModel.from_pretrained(tmp_path / "run").config
+    assert config.num_classes == 10
+    assert config.id2label[3] == "3"
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["num_images"] == 7
+
+
+def test_a_model_of_codes_is_trained_and_sampled(tmp_path, codes):
+    words = ["--dataset", codes, "--train_split", "train[:12]", "--eval_split", "train[12:]", *TINY]
+    options = ["--num_levels", "300", "--input_encoding", "embedding", "--max_steps", "1", "--num_samples", "2"]
+    train.main([*words, *options, "--disable_tqdm", "true", "--output_dir", str(tmp_path / "run")])
+    assert AutoModel.from_pretrained(tmp_path / "run").config.image_size == [5, 4]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["num_dims"] == 80
+    sample.main(["--model", str(tmp_path / "run"), "--num_images", "2", "--output", str(tmp_path / "s.png")])
+    assert Image.open(tmp_path / "s.png").mode == "L"
+
+
+def test_training_continues_with_a_given_model(tmp_path, trained, digits_words):
+    words = [*digits_words, "--model_name_or_path", str(trained), "--learning_rate", "0", "--max_steps", "1"]
+    train.main([*words, "--output_dir", str(tmp_path / "run")])
+    assert_same(load_file(tmp_path / "run" / "model.safetensors"), load_file(trained / "model.safetensors"))
+    assert AutoImageProcessor.from_pretrained(tmp_path / "run").threshold == 99
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
+    parser = train.CommandLineParser([train.DataArguments, train.ModelArguments, PixelCNNTrainingArguments])
+    # whether bf16 and compilation are there is a question of the machine
+    words = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--torch_compile", "false"]
+    data_args, model_args, args = parser.parse(words)
+    data = {"num_levels": 2, "num_channels": 1} if data_args.binarization else {"num_levels": 256, "num_channels": 3}
+    train.new_model(model_args, None, **data, image_size=8)
+    assert args.learning_rate == pytest.approx(1.5e-3, rel=0.5)
+    header = recipe.read_text()
+    assert f"--config training/configs/{recipe.name}" in header
+    for word in ("Hardware:", "Time:", "Score on"):
+        assert word in header
+
+
+def one_line_error(main, words):
+    with pytest.raises(SystemExit) as error:
+        main([str(word) for word in words])
+    message = error.value.code  # Python prints it to stderr and exits with code 1
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
+
+
+def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("num_levles: 4\n")
+    data = ["--dataset", shades, "--train_split", "train[:6]", "--eval_split", "train[6:]"]
+    for message, words in {
+        "no image column": ["--dataset", numbers, "--eval_split", "train"],
+        "holds no images": [*data, "--image_column", "tail"],
+        "split 'night'": [*data, "--eval_split", "night"],
+        "is empty": [*data, "--eval_split", "train[:0]"],
+        "data set 'no/such'": [*data, "--dataset", "no/such"],
+        "unknown key 'num_levles'": [*data, "--config", recipe],
+        "cannot read the recipe": [*data, "--config", tmp_path / "missing.yaml"],
+        "unknown argument '--num_levles'": [*data, "--num_levles", "4"],
+        "invalid int value: 'many'": [*data, "--num_levels", "many"],
+        "--dataset and --output_dir are needed": [],
+        "no class column": [*data, "--class_conditional", "true"],
+        "unknown --model_type 'pixelrnn'": [*data, "--model_type", "pixelrnn"],
+        "no config field 'num_logistic_mix'": [*data, "--num_logistic_mix", "5"],
+        "`hidden_size` must be divisible": [*data, "--hidden_size", "5"],
+        "`num_levels` must be an integer from 2 to 256": [*data, "--num_levels", "1000"],
+        "6 images, less than a batch of 8": data,
+        "no complete checkpoint": [*data, "--resume_from_checkpoint", "last"],
+        "is not a checkpoint": [*data, "--resume_from_checkpoint", tmp_path / "nowhere"],
+        "has hidden_size=8, this run 16": [
+            *[*data, "--hidden_size", "16", "--num_levels", "2", "--resume_from_checkpoint", trained / "checkpoint-6"],
+            *[*TINY[2:], "--image_size", "8", "--per_device_train_batch_size", "2"],
+        ],
+        "`ema_decay` must be in [0, 1)": [*data, "--ema_decay", "1.5"],
+    }.items():
+        words = [*words, "--use_cpu", "true", "--disable_tqdm", "true"]
+        if words[:1] == ["--dataset"]:
+            words += ["--output_dir", tmp_path / "run"]
+        assert message in one_line_error(train.main, words)
+        assert not list(tmp_path.glob("run/*"))
+    assert "cannot load a model" in one_line_error(sample.main, ["--model", tmp_path])
+    assert "not class-conditional" in one_line_error(sample.main, ["--model", trained, "--class_id", "1"])
+    assert "`sampler` must be" in one_line_error(sample.main, ["--model", trained, "--sampler", "fast"])
+    words = ["--model", trained, "--dataset", DIGITS]
+    assert "--dtype must be" in one_line_error(load_evaluate_script().main, [*words, "--dtype", "int8"])
+    assert "no image column" in one_line_error(
+        load_evaluate_script().main, ["--model", trained, "--dataset", numbers, "--split", "train"]
+    )
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(trained, digits_words):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    message = one_line_error(train.main, [*digits_words, "--output_dir", trained])
+    assert "already holds a run" in message
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+
+
+def test_no_script_imports_the_library_that_has_the_name_of_a_script():
+    for path in (ROOT / "training").glob("*.py"):
+        assert not re.search(r"^\s*(import|from) evaluate\b", path.read_text(), flags=re.MULTILINE), path

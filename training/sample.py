@@ -1,0 +1,127 @@
+r"""
+Draw images from a model, or complete the images of a data set, as one picture.
+
+    python training/sample.py --model runs/mnist_pixelcnn --num_images 64 --seed 0 --output samples.png
+    python training/sample.py --model runs/mnist_pixelcnn --complete ylecun/mnist --split "test[:8]" --rows_given 14
+
+Several processes share the work, and draw the same images as one:
+
+    accelerate launch --num_processes 2 training/sample.py --model runs/mnist_pixelcnn --num_images 64
+
+A grid of completions has one row for each given image: the image, then `--num_images` completions of its upper rows.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from command_line import CommandLineParser, InputError, one_line_errors
+from image_data import LevelDataset, collate_levels, load_split
+from pictures import image_grid, images_of_levels
+from saved_models import choose_device, load_model
+
+from hf_pixelcnn.configuration_causal_image import as_height_and_width
+from hf_pixelcnn.generation_pixelcnn import draw_noise
+
+
+@dataclass
+class SamplingArguments:
+    model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
+    output: str = field(default="samples.png", metadata={"help": "PNG file to write."})
+    num_images: int = field(default=16, metadata={"help": "Images; with --complete, completions of each image."})
+    seed: int = field(default=0, metadata={"help": "Seed of the noise; the same seed draws the same images."})
+    class_id: int | None = field(default=None, metadata={"help": "Class of all images; by default all in turn."})
+    image_size: int | None = field(default=None, metadata={"help": "Height and width; by default the model's."})
+    batch_size: int = field(default=64, metadata={"help": "Images drawn at once; changes nothing but the time."})
+    columns: int | None = field(default=None, metadata={"help": "Images in a row of the picture."})
+    sampler: str = field(default="cached", metadata={"help": "How to draw, see `generate`."})
+    temperature: float | None = field(default=None, metadata={"help": "Divides the log-probabilities."})
+    top_k: int | None = field(default=None, metadata={"help": "Keep the most probable levels only; 0 keeps all."})
+    top_p: float | None = field(default=None, metadata={"help": "Keep the smallest set with this probability."})
+    min_p: float | None = field(default=None, metadata={"help": "Keep levels with this share of the highest one."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
+    complete: str | None = field(default=None, metadata={"help": "Data set whose images are completed."})
+    split: str = field(default="test[:8]", metadata={"help": "Which of its images."})
+    rows_given: int | None = field(default=None, metadata={"help": "Upper rows that are kept; by default half."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
+
+
+def draw_share(model, num_images: int, generator: torch.Generator, **request) -> torch.Tensor:
+    r"""
+    `generate`, shared by the processes of an `accelerate launch`: image i is the same however many there are.
+
+    Args:
+        model: The model.
+        num_images (`int`): Images of all processes together.
+        generator (`torch.Generator`): In the same state in each process.
+        request: Further arguments of `generate`; tensors hold all images.
+
+    Returns:
+        `torch.LongTensor` `(num_images, channels, height, width)`, all images, in every process.
+    """
+    state = PartialState()
+    size = -(-num_images // state.num_processes)
+    share = slice(min(state.process_index * size, num_images), min((state.process_index + 1) * size, num_images))
+    size_of_one = request["pixel_values"].shape[2:] if "pixel_values" in request else request["image_size"]
+    height, width = as_height_and_width(size_of_one or model.config.image_size)
+    levels = torch.zeros(size, model.config.num_channels, height, width, dtype=torch.long, device=model.device)
+    for _ in range(share.start):  # the noise of the images that other processes draw
+        draw_noise(generator, 1, levels[0].numel(), model.device)
+    if share.start < share.stop:
+        own = {key: value[share] if isinstance(value, torch.Tensor) else value for key, value in request.items()}
+        count = share.stop - share.start
+        levels[:count] = model.generate(
+            num_images=count, generator=generator, show_progress=state.is_main_process, **own
+        )
+    return gather(levels)[:num_images].cpu()
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    (args,) = CommandLineParser(SamplingArguments).parse(arguments)
+    if args.num_images < 1 or args.batch_size < 1:
+        raise InputError("--num_images and --batch_size must be at least 1.")
+    model, processor = load_model(args.model)
+    device = choose_device(args.device)
+    PartialState(cpu=device.type == "cpu")
+    config = model.to(device if device.type == "cpu" else PartialState().device).config
+    columns, total = args.columns, args.num_images
+    request = {"sampler": args.sampler, "image_size": args.image_size, "max_batch_size": args.batch_size} | {
+        name: getattr(args, name)
+        for name in ("temperature", "top_k", "top_p", "min_p")
+        if getattr(args, name) is not None
+    }
+
+    given = None
+    if args.complete:
+        given = LevelDataset(load_split(args.complete, args.split, None, args.cache_dir), config.num_levels, processor)
+        given = collate_levels([given[index] for index in range(len(given))])["labels"]
+        rows_given = given.shape[2] // 2 if args.rows_given is None else args.rows_given
+        total, columns = len(given) * args.num_images, args.num_images + 1
+        request["pixel_values"] = given.repeat_interleave(args.num_images, dim=0).to(model.device)
+        known = torch.zeros(request["pixel_values"].shape, dtype=torch.bool, device=model.device)
+        known[:, :, :rows_given] = True
+        request["known_mask"] = known
+    if config.num_classes:
+        in_turn = torch.arange(total) % config.num_classes
+        request["class_ids"] = in_turn if args.class_id is None else torch.full((total,), args.class_id)
+    elif args.class_id is not None:
+        raise InputError(f"--class_id: {args.model} is not class-conditional.")
+
+    generator = torch.Generator().manual_seed(args.seed)
+    try:
+        levels = draw_share(model, total, generator, **request)
+    except (ValueError, TypeError) as error:  # how `generate` refuses a request
+        raise InputError(str(error)) from error
+    if not PartialState().is_main_process:
+        return
+    if given is not None:
+        levels = torch.cat((given[:, None], levels.unflatten(0, (len(given), args.num_images))), dim=1).flatten(0, 1)
+    images = processor.post_process(levels) if processor else images_of_levels(levels, config.num_levels)
+    image_grid(images, columns).save(args.output)
+    print(f"{len(images)} images: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

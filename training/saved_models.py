@@ -1,0 +1,29 @@
+"""Models as they lie in a folder or on the Hub, and the device to use them on."""
+
+import torch
+from command_line import InputError
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+
+from hf_pixelcnn import PixelCNNImageProcessor
+
+
+def load_model(path: str) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
+    """Model (in float32) and image processor (`None` if there is none) of a checkpoint."""
+    try:
+        model = AutoModel.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load a model from {path!r}: {error}") from error
+    try:
+        return model, AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError):  # a model of codes
+        return model, None
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called `name`; by default an accelerator if there is one, else the CPU."""
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {error}") from error
