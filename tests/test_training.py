@@ -148,6 +148,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, grey_di
         assert len(rows[0]) >= 2
 
 
+def test_evaluation_does_not_change_training(tmp_path):
+    outcomes = []
+    for strategy in ("no", "epoch"):
+        images, model = random_images(12), gated_model(dropout=0.3)
+        options = {"num_train_epochs": 3, "ema_decay": 0.5, "eval_strategy": strategy}
+        trainer_for(tmp_path, model, images, eval_images=images[:5], **options).train()
+        outcomes.append(weights_of(model))
+    assert_same(*outcomes)
+
+
 def test_resuming_takes_the_last_checkpoint_that_was_written_completely(tmp_path):
     options = {"num_train_epochs": 3, "save_strategy": "epoch", "ema_decay": 0.5}
     trainer_for(tmp_path, gated_model(), random_images(8), **options).train()

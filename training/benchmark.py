@@ -18,10 +18,13 @@ products that it is.
 import contextlib
 import itertools
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, is silent
 
 import torch
 from command_line import CommandLineParser, InputError, one_line_errors

@@ -226,13 +226,13 @@ def check_same_model(model: PreTrainedModel, checkpoint: str):
 
 @torch.no_grad()
 def draw_samples(model: PreTrainedModel, processor, num_images: int, seed: int, path: Path):
-    """Draw a grid of samples; of a conditional model, a row for each class."""
+    """Draw a grid of `num_images` samples; of a conditional model, as many whole rows of one class as they fill."""
     class_ids, columns = None, None
-    if model.config.num_classes:
-        columns = max(1, num_images // model.config.num_classes)
-        class_ids = torch.arange(num_images) // columns % model.config.num_classes
+    if num_classes := model.config.num_classes:
+        columns = max(1, num_images // num_classes)
+        class_ids = torch.arange(min(num_classes, num_images)).repeat_interleave(columns)
     levels = model.generate(
-        num_images=num_images,
+        num_images=num_images if class_ids is None else len(class_ids),
         class_ids=class_ids,
         generator=torch.Generator().manual_seed(seed),
         show_progress=True,
