@@ -1,11 +1,13 @@
 r"""
 PixelCNN models for Hugging Face Transformers: exact image likelihoods, and sampling at about the cost of one forward.
 
-Importing the package registers its classes with `AutoConfig`, `AutoModel` and `AutoImageProcessor`.
+Importing the package registers its classes with `AutoConfig`, `AutoModel` and `AutoImageProcessor`, and the pipeline
+`"unconditional-image-generation"`.
 """
 
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_gated_pixelcnn import GatedPixelCNNConfig
 from .configuration_pixelcnn import PixelCNNConfig
@@ -19,6 +21,7 @@ from .modeling_gated_pixelcnn import (
     GatedPixelCNNPreTrainedModel,
 )
 from .modeling_pixelcnn import PixelCNNForCausalImageModeling, PixelCNNModel, PixelCNNPreTrainedModel
+from .pipeline_pixelcnn import PixelCNNImagePipeline, PixelCNNPipelineOutput
 from .preview_pixelcnn import LivePreview
 
 __version__ = "0.1.0"
@@ -38,6 +41,8 @@ for _config, _model in (
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModel")
 PixelCNNImageProcessor.register_for_auto_class("AutoImageProcessor")
+for _task in ("unconditional-image-generation", "pixelcnn-image-generation"):  # a saved pipeline names the last one
+    PIPELINE_REGISTRY.register_pipeline(_task, pipeline_class=PixelCNNImagePipeline, pt_model=AutoModel, type="image")
 
 __all__ = [
     "BernoulliOutput",
@@ -52,8 +57,10 @@ __all__ = [
     "PixelCNNForCausalImageModeling",
     "PixelCNNGenerateOutput",
     "PixelCNNGenerationConfig",
+    "PixelCNNImagePipeline",
     "PixelCNNImageProcessor",
     "PixelCNNModel",
+    "PixelCNNPipelineOutput",
     "PixelCNNPreTrainedModel",
     "bits_per_dim",
 ]

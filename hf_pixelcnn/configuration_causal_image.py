@@ -42,7 +42,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
         dropout (`float`, defaults to 0.0):
             Probability with which a feature of a residual branch is dropped in training.
         num_classes (`int`, defaults to 0):
-            Classes of a class-conditional model, 0 for none. Above 0 it sets `id2label`, unless that is given.
+            Classes of a class-conditional model, 0 for none. Above 0 it sets `id2label`, unless that is given, and
+            `label2id`.
         output_distribution (`str`, *optional*):
             `"bernoulli"` (two levels only) or `"categorical"`. Defaults to `"bernoulli"` for two levels and to
             `"categorical"` for more.
@@ -76,6 +77,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
         if self.num_classes > 0 and self.id2label is None:
             kwargs.setdefault("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
+        if self.num_classes > 0:
+            self.label2id = {name: class_id for class_id, name in self.id2label.items()}
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

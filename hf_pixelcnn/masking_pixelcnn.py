@@ -70,7 +70,14 @@ class CausalConv2d(nn.Conv2d):
         mask (`torch.BoolTensor` of the shape of the visible weight, or `None`): See [`causal_mask`].
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, padding_sides, bias=True):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        padding_sides: tuple[int, int, int, int],
+        bias: bool = True,
+    ):
         super().__init__(in_channels, out_channels, kernel_size, bias=bias)
         self.padding_sides = padding_sides
         self.register_buffer("mask", self.build_mask(), persistent=False)
@@ -114,7 +121,15 @@ class CausalConv2d(nn.Conv2d):
 class MaskedConv2d(CausalConv2d):
     """A k×k kernel (or 1×1, where only channels are masked) around the predicted pixel. The rows below it never act."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, mask_type, num_channels=1, bias=True):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        mask_type: str,
+        num_channels: int = 1,
+        bias: bool = True,
+    ):
         self.mask_type, self.num_channels, self.reach = mask_type, num_channels, kernel_size // 2
         super().__init__(in_channels, out_channels, kernel_size, (self.reach, self.reach, self.reach, 0), bias)
 
@@ -132,7 +147,7 @@ class MaskedConv2d(CausalConv2d):
 class VerticalConv2d(CausalConv2d):
     """The rows above and, after the first layer, the current one, whose features then know only the rows above it."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, mask_type):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str):
         reach = kernel_size // 2
         rows = reach if mask_type == "A" else reach + 1
         below = -1 if mask_type == "A" else 0  # without the current row the output moves down by one
@@ -142,7 +157,7 @@ class VerticalConv2d(CausalConv2d):
 class HorizontalConv2d(CausalConv2d):
     """The pixels to the left in the same row, and of the centre pixel what the mask type and the channels allow."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, mask_type, num_channels=1):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str, num_channels: int = 1):
         self.mask_type, self.num_channels = mask_type, num_channels
         reach = kernel_size // 2
         skip_centre = mask_type == "A" and num_channels == 1  # nothing of the pixel may be seen: no tap, no mask

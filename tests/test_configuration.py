@@ -66,6 +66,10 @@ def test_classes_set_their_names():
     assert PixelCNNConfig(num_classes=2, id2label={0: "cat", 1: "dog"}).id2label == {0: "cat", 1: "dog"}
 
 
+def test_names_and_numbers_of_classes_agree():
+    assert PixelCNNConfig(num_classes=2, id2label={0: "cat", 1: "dog"}).label2id == {"cat": 0, "dog": 1}
+
+
 def test_the_distribution_follows_from_the_levels():
     assert PixelCNNConfig().output_distribution == "bernoulli"
     assert PixelCNNConfig(num_levels=16).output_distribution == "categorical"

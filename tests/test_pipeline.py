@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+from conftest import build_model
+from transformers import pipeline
+
+from hf_pixelcnn import PixelCNNImagePipeline, PixelCNNImageProcessor
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def folder(family, tmp_path):
+    model = build_model(family, num_levels=4, num_classes=3, id2label={0: "cat", 1: "dog", 2: "cow"})
+    model.save_pretrained(tmp_path)
+    PixelCNNImageProcessor(num_levels=4).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def pipe(folder):
+    return pipeline("unconditional-image-generation", model=folder, device="cpu")
+
+
+def test_the_pipeline_draws_what_generate_draws(pipe):
+    assert type(pipe) is PixelCNNImagePipeline
+    images = pipe(class_ids=1, num_images=3, generator=seeded()).images
+    levels = pipe.model.generate(class_ids=1, num_images=3, generator=seeded())
+    assert [np.asarray(image).tolist() for image in images] == [
+        np.asarray(image).tolist() for image in pipe.image_processor.post_process(levels)
+    ]
+    parts = pipe(class_ids=1, num_images=3, batch_size=2, generator=seeded(), output_type="pt").images
+    assert torch.equal(parts, pipe.image_processor.post_process(levels, output_type="pt"))
+    (array,) = pipe(3, class_ids=1, generator=seeded(), output_type="np", return_dict=False)
+    assert array.shape == (3, 5, 6, 1)
+    assert np.array_equal(array[..., 0], parts[:, 0].numpy())
+
+
+def test_classes_have_names(pipe):
+    by_name = pipe(class_ids=["dog", "cow"], generator=seeded(), output_type="pt").images
+    assert torch.equal(by_name, pipe(class_ids=[1, 2], generator=seeded(), output_type="pt").images)
+    with pytest.raises(ValueError, match=r"no class 'bird'; the model has \['cat', 'dog', 'cow'\]"):
+        pipe(class_ids="bird")
+
+
+def test_given_images_are_completed(pipe):
+    given = pipe(class_ids=0, num_images=2, generator=seeded()).images
+    upper = np.zeros((5, 6), dtype=bool)
+    upper[:3] = True
+    completed = pipe(images=given, mask=upper, class_ids=0, generator=seeded(1)).images
+    for image, original in zip(completed, given, strict=True):
+        assert np.array_equal(np.asarray(image)[:3], np.asarray(original)[:3])
+
+
+def test_a_batch_size_alone_is_a_number_of_images(family, tmp_path):
+    build_model(family).save_pretrained(tmp_path)
+    PixelCNNImageProcessor(num_levels=2).save_pretrained(tmp_path)
+    pipe = pipeline("unconditional-image-generation", model=str(tmp_path))
+    assert len(pipe(batch_size=4).images) == 4
+    assert len(pipe().images) == 1
+    assert len(pipe(generator=[seeded(), seeded(1)]).images) == 2
+
+
+def test_settings_given_when_it_is_made_are_kept(folder):
+    pipe = pipeline("unconditional-image-generation", model=folder, do_sample=False)
+    images = pipe(class_ids=[0, 0], output_type="pt").images
+    assert torch.equal(images[0], images[1])
+
+
+def test_a_saved_pipeline_loads_again(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    again = pipeline("unconditional-image-generation", model=str(tmp_path / "saved"))
+    images = [p(class_ids=2, generator=seeded(), output_type="pt").images for p in (pipe, again)]
+    assert torch.equal(*images)
+    assert (tmp_path / "saved" / "pipeline_pixelcnn.py").exists()
