@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 from conftest import FAMILIES, VARIANTS, build_model, random_inputs
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
 from hf_pixelcnn import PixelCNNImageProcessor
 

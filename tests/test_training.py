@@ -21,7 +21,8 @@ from command_line import InputError
 from PIL import Image
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, TrainerCallback
+from transformers import AutoModel, TrainerCallback
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
 from hf_pixelcnn import (
     GatedPixelCNNConfig,

@@ -2,7 +2,8 @@
 
 import torch
 from command_line import InputError
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
 from hf_pixelcnn import PixelCNNImageProcessor
 
