@@ -150,7 +150,7 @@ def draw_noise(
         torch.rand(num_dims, dtype=torch.float64, generator=g, device="cpu" if g is None else g.device)
         for g in generators
     ]
-    return torch.stack([number.to(device) for number in numbers], dim=1)
+    return torch.stack(numbers, dim=1).to(device)
 
 
 def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -217,7 +217,12 @@ class Canvas:
         previous = self.levels[:, dimension - channel : dimension]
         scores = self.distribution.level_logits(parameters, channel, previous)
         if self.processors:
-            scores = self.processors(self.levels[:, :dimension], scores)
+            shape = scores.shape
+            scores = self.processors(self.levels[:, :dimension].clone(), scores)
+            if scores.shape != shape:
+                raise ValueError(
+                    f"A logits processor must keep the shape of the scores, {tuple(shape)}, {tuple(scores.shape)} came."
+                )
         if self.scores is not None:
             self.scores.append(scores)
         level = self.choose(scores, self.noise_of[dimension])
@@ -234,7 +239,7 @@ class Canvas:
         for channel in range(self.channels):
             scores = self.distribution.level_logits(pixels, channel, levels[..., :channel])
             scores = self.processors(None, scores.flatten(0, -2))
-            level = self.choose(scores, noise[..., channel].flatten()).view_as(levels[..., channel])
+            level = self.choose(scores, noise[..., channel].flatten().contiguous()).view_as(levels[..., channel])
             if known is not None:
                 level = torch.where(known[..., channel], levels[..., channel], level)
             levels[..., channel] = level
@@ -245,7 +250,7 @@ class Canvas:
         if self.levels.min() < 0:
             raise ValueError(
                 "There is a dimension none of whose levels has a probability: the model's weights are not finite, or a "
-                "logits processor forbids all levels."
+                "logits processor forbids all levels, or the temperature is too close to 0."
             )
         return self.levels.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).contiguous()
 
@@ -297,6 +302,9 @@ class PixelCNNGenerationMixin:
         r"""
         Draw images, or complete given ones.
 
+        The network runs in evaluation mode and is set back afterwards; so several threads may draw from one model only
+        if it is in evaluation mode already.
+
         Args:
             pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`, *optional*):
                 Images given in part; needs `known_mask`. A batch of one expands to `num_images`.
@@ -324,6 +332,8 @@ class PixelCNNGenerationMixin:
                 the reference, runs a full forward for every dimension. `"fixed_point"` runs full forwards on the same
                 noise until nothing changes (Song et al. 2021, https://huggingface.co/papers/2002.03629, Jacobi
                 iteration). All draw the same images; in float32 and bfloat16 rounding may rarely move a level.
+                `"cached"` works on the layers' weights, so hooks and parametrisations put on layers from outside act in
+                the other two only.
             show_progress (`bool`, defaults to `False`):
                 Show a progress bar over rows.
             return_dict_in_generate (`bool`, *optional*):
@@ -358,6 +368,8 @@ class PixelCNNGenerationMixin:
         if logits_processor is not None and not isinstance(logits_processor, list | tuple):
             raise TypeError(f"`logits_processor` must be a list, got {type(logits_processor).__name__}.")
         processors = LogitsProcessorList([*(logits_processor or []), *config.logits_processors()])
+        if self.device.type == "meta":
+            raise ValueError("The model is on the meta device: it has no weights to draw with.")
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
         class_ids = self._request_class_ids(class_ids, shape[0])
         known, given = self._request_known(pixel_values, known_mask, shape)
@@ -423,7 +435,7 @@ class PixelCNNGenerationMixin:
             canvas.decide(self.output_distribution.pixels(parameters)[:, row, column], dimension)
 
     def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None):
-        """Every activation once; see [`SamplingCache`]. Uses the layers' weights, not their `forward` or its hooks."""
+        """Every activation once; see [`SamplingCache`]."""
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
         cache = self.sampling_cache_class(self, len(canvas.levels), canvas.width, class_ids)
@@ -520,6 +532,8 @@ class PixelCNNGenerationMixin:
             )
         if num_images is not None:
             check_count("num_images", num_images)
+        if class_ids is not None and not isinstance(class_ids, int | list | tuple | torch.Tensor):
+            raise TypeError(f"`class_ids` must be a LongTensor, a list or an int, got {type(class_ids).__name__}.")
         if class_ids is not None and torch.as_tensor(class_ids).ndim > 1:
             shape = tuple(torch.as_tensor(class_ids).shape)
             raise ValueError(f"`class_ids` must be one number or a list of them, got shape {shape}.")

@@ -30,7 +30,8 @@ def feature_groups(num_features: int, num_channels: int, num_parts: int = 1) -> 
     Returns:
         `torch.LongTensor` of shape `(num_features,)` with values `0 ... num_channels - 1`.
     """
-    return torch.arange(num_channels).repeat_interleave(num_features // (num_channels * num_parts)).repeat(num_parts)
+    channels = torch.arange(num_channels, device="cpu")  # whatever the default device is
+    return channels.repeat_interleave(num_features // (num_channels * num_parts)).repeat(num_parts)
 
 
 def causal_mask(
@@ -51,7 +52,7 @@ def causal_mask(
     """
     if mask_type not in ("A", "B"):
         raise ValueError(f"`mask_type` must be 'A' or 'B', got {mask_type!r}.")
-    mask = torch.ones(len(out_groups), len(in_groups), *kernel_size, dtype=torch.bool)
+    mask = torch.ones(len(out_groups), len(in_groups), *kernel_size, dtype=torch.bool, device=out_groups.device)
     earlier = torch.lt if mask_type == "A" else torch.le
     mask[:, :, -1, centre] = earlier(in_groups[None, :], out_groups[:, None])
     mask[:, :, -1, centre + 1 :] = False
@@ -80,7 +81,8 @@ class CausalConv2d(nn.Conv2d):
     ):
         super().__init__(in_channels, out_channels, kernel_size, bias=bias)
         self.padding_sides = padding_sides
-        self.register_buffer("mask", self.build_mask(), persistent=False)
+        mask = self.build_mask()
+        self.register_buffer("mask", None if mask is None else mask.to(self.weight.device), persistent=False)
 
     def build_mask(self) -> torch.Tensor | None:
         """The mask, from static facts only: the layer may be on the meta device, and loading discards buffers."""

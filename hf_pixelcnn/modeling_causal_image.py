@@ -210,11 +210,16 @@ class CausalImageModelingMixin:
                     f"`labels` must have the shape of `pixel_values`, {tuple(pixel_values.shape)}, "
                     f"got {tuple(labels.shape)}."
                 )
+            if num_items_in_batch is not None and labels.dtype == torch.uint8 and self.config.num_levels > 156:
+                raise TypeError(
+                    "`labels` must be signed integers (int64) for Trainer: in uint8 the ignored label -100 is level "
+                    "156, which `num_items_in_batch` then leaves out."
+                )
             labels = labels.long()  # in uint8 arithmetic -100 is level 156
             counted = labels != -100
             log_prob = self.output_distribution.log_prob(parameters, torch.where(counted, labels, 0))
             nats = -torch.where(counted, log_prob, 0).sum()
-            loss = nats / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+            loss = nats / (counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=features.hidden_states)
 
     def log_prob(

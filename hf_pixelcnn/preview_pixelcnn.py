@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
+from .configuration_causal_image import as_height_and_width
 from .image_processing_pixelcnn import PixelCNNImageProcessor
 
 
@@ -32,7 +33,7 @@ class LivePreview:
     Args:
         processor ([`PixelCNNImageProcessor`]): Turns levels into pixels.
         num_images (`int`): Images of the request; with more than 64 only the first 64 are shown.
-        image_size (`(height, width)`): Their size.
+        image_size (`int` or `(height, width)`): Their size.
         every (`int`, defaults to 1): Show the picture after every so many rows.
         show (callable, *optional*): Called with each `PIL.Image.Image`; by default the notebook cell shows it.
 
@@ -46,7 +47,7 @@ class LivePreview:
         self,
         processor: PixelCNNImageProcessor,
         num_images: int,
-        image_size: tuple[int, int],
+        image_size: int | tuple[int, int],
         every: int = 1,
         show: Callable[[Image.Image], None] | None = None,
     ):
@@ -54,7 +55,7 @@ class LivePreview:
         self.show = show_in_notebook() if show is None else show
         self.columns = math.ceil(math.sqrt(min(num_images, 64)))
         self.num_shown = min(num_images, 64)
-        height, width = image_size
+        height, width = as_height_and_width(image_size)
         # Grey where nothing has been drawn yet; a grid of (rows, height) by (columns, width) pixels.
         grid_rows = math.ceil(self.num_shown / self.columns)
         self.pixels = torch.full((grid_rows, self.columns, processor.num_channels, height, width), 128).byte()

@@ -98,6 +98,7 @@ def test_labels_that_are_not_levels_of_the_same_shape(family):
         ({"image_size": True}, ValueError, "`image_size` must be a positive int or"),
         ({"max_batch_size": 2.5}, TypeError, "`max_batch_size` must be an int, got 2.5"),
         ({"logits_processor": print}, TypeError, "`logits_processor` must be a list"),
+        ({"class_ids": "3"}, TypeError, "`class_ids` must be a LongTensor, a list or an int, got str"),
         ({"class_ids": torch.zeros(2, 2).long()}, ValueError, "`class_ids` must be one number or a list"),
         ({"top_p": 1.5}, ValueError, r"`top_p` must be in \(0, 1\], got 1.5"),
         ({"min_p": -0.1}, ValueError, r"`min_p` must be in \[0, 1\], got -0.1"),
@@ -144,6 +145,27 @@ def test_wrong_classes_to_generate(family):
         model.generate(class_ids=[0, 1], num_images=3)
     assert model.generate(class_ids=1, num_images=3).shape == (3, 1, 5, 6)
     assert model.generate(class_ids=[0, -1]).shape == (2, 1, 5, 6)
+
+
+def test_a_model_without_weights_draws_nothing():
+    with pytest.raises(ValueError, match="The model is on the meta device"):
+        build_model("pixelcnn").to("meta").generate()
+
+
+def test_a_processor_of_another_shape_is_refused_and_cannot_change_the_canvas():
+    model = build_model("pixelcnn", num_levels=4)
+    with pytest.raises(ValueError, match="A logits processor must keep the shape of the scores"):
+        model.generate(num_images=5, logits_processor=[lambda levels, scores: scores[:, :1]])
+
+    def meddle(levels, scores):
+        levels.fill_(3)
+        return scores
+
+    drawn = [
+        model.generate(generator=torch.Generator().manual_seed(0), logits_processor=processors)
+        for processors in ([meddle], None)
+    ]
+    assert torch.equal(*drawn)
 
 
 def test_an_error_leaves_the_mode_alone():

@@ -208,6 +208,20 @@ def test_levels_may_have_any_integer_dtype(family, dtype, encoding):
     assert torch.equal(model.generate(pixel_values=typed, known_mask=mask), levels)
 
 
+def test_uint8_labels_that_trainer_would_miscount_are_refused():
+    model = build_model("pixelcnn", num_levels=256)
+    levels = torch.full((1, 1, 5, 6), 156, dtype=torch.uint8)
+    torch.testing.assert_close(model(levels, labels=levels).loss, model(levels, labels=levels.long()).loss)
+    with pytest.raises(TypeError, match="`labels` must be signed integers"):
+        model(levels, labels=levels, num_items_in_batch=30)
+
+
+def test_a_batch_without_labels_has_loss_zero(family):
+    model = build_model(family)
+    levels = random_inputs(model)["pixel_values"]
+    assert model(levels, labels=torch.full_like(levels, -100)).loss == 0
+
+
 def test_headless_models_are_the_body_of_the_head_model(family):
     model = build_model(family)
     assert type(model.model) is {"pixelcnn": PixelCNNModel, "gated_pixelcnn": GatedPixelCNNModel}[family]

@@ -468,7 +468,8 @@ def test_a_model_of_codes_is_trained_and_sampled(tmp_path, codes):
 
 
 def test_training_continues_with_a_given_model(tmp_path, trained, digits_words):
-    words = [*digits_words, "--model_name_or_path", str(trained), "--learning_rate", "0", "--max_steps", "1"]
+    data = digits_words[: digits_words.index("--image_size")]
+    words = [*data, "--model_name_or_path", str(trained), "--learning_rate", "0", "--max_steps", "1"]
     train.main([*words, "--output_dir", str(tmp_path / "run")])
     assert_same(load_file(tmp_path / "run" / "model.safetensors"), load_file(trained / "model.safetensors"))
     assert AutoImageProcessor.from_pretrained(tmp_path / "run").threshold == 99
@@ -527,6 +528,10 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
             *[*TINY[2:], "--image_size", "8", "--per_device_train_batch_size", "2"],
         ],
         "`ema_decay` must be in [0, 1)": [*data, "--ema_decay", "1.5"],
+        "--num_samples must be at least 1": [*data, "--num_samples", "0"],
+        "--threshold needs": [*data, "--threshold", "0"],
+        "--center_crop needs --image_size": [*data, "--center_crop", "true"],
+        "--hidden_size cannot go with": [*data, "--model_name_or_path", trained, "--hidden_size", "4"],
     }.items():
         words = [*words, "--use_cpu", "true", "--disable_tqdm", "true"]
         if words[:1] == ["--dataset"]:
@@ -535,6 +540,11 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
         assert not list(tmp_path.glob("run/*"))
     assert "cannot load a model" in one_line_error(sample.main, ["--model", tmp_path])
     assert "not class-conditional" in one_line_error(sample.main, ["--model", trained, "--class_id", "1"])
+    assert "cannot write" in one_line_error(sample.main, ["--model", trained, "--output", tmp_path / "no" / "x.png"])
+    assert "cannot write" in one_line_error(sample.main, ["--model", trained, "--output", tmp_path / "x.xyz"])
+    assert "--rows_given must be 0 ... 8, got -3" in one_line_error(
+        sample.main, ["--model", trained, "--complete", DIGITS, "--split", "test[:2]", "--rows_given", "-3"]
+    )
     assert "`sampler` must be" in one_line_error(sample.main, ["--model", trained, "--sampler", "fast"])
     words = ["--model", trained, "--dataset", DIGITS]
     assert "--dtype must be" in one_line_error(load_evaluate_script().main, [*words, "--dtype", "int8"])
@@ -545,8 +555,9 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
 
 def test_a_folder_that_holds_a_run_is_left_alone(trained, digits_words):
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    message = one_line_error(train.main, [*digits_words, "--output_dir", trained])
-    assert "already holds a run" in message
+    for words in ([], ["--resume_from_checkpoint", "false"]):
+        message = one_line_error(train.main, [*digits_words, "--output_dir", trained, *words])
+        assert "already holds a run" in message
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
 
 

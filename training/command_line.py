@@ -60,7 +60,7 @@ class CommandLineParser(HfArgumentParser):
                 recipe = yaml.safe_load(file) or {}
         except OSError as error:
             raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(recipe, dict):
             raise InputError(f"{path} must hold `key: value` pairs, got a {type(recipe).__name__}.")
@@ -78,13 +78,13 @@ class CommandLineParser(HfArgumentParser):
 
 
 def one_line_errors(main: Callable) -> Callable:
-    """Let `main` end with exit code 1 and one line on stderr, without a traceback, on an [`InputError`]."""
+    """Let `main` end with exit code 1 and one line on stderr on an [`InputError`] or `OSError`."""
 
     @functools.wraps(main)
     def wrapped(arguments: list[str] | None = None):
         try:
             return main(arguments)
-        except InputError as error:
+        except (InputError, OSError) as error:  # the latter: folders and files that cannot be written
             sys.exit("error: " + " ".join(str(error).split()))
 
     return wrapped

@@ -55,14 +55,14 @@ def main(arguments: list[str] | None = None):
         stochastic_seed=args.seed,
     )
     scores = score(model, images, args.batch_size, collate_levels)
-    if args.output:
-        question = {name: getattr(args, name) for name in ("model", "dataset", "split", "dtype", "batch_size", "seed")}
-        write_json({**question, **scores, "num_parameters": model.num_parameters(), **run_facts(device)}, args.output)
     print(
         f"{args.split}: {scores['bits_per_dim']:.5f} bits/dim, {scores['nats_per_dim']:.5f} nats/dim, "
         f"{scores['nats_per_image']:.3f} nats/image over {scores['num_images']} images of "
         f"{scores['num_dims'] // scores['num_images']} dimensions in {scores['seconds']:.1f} s"
     )
+    if args.output:
+        question = {name: getattr(args, name) for name in ("model", "dataset", "split", "dtype", "batch_size", "seed")}
+        write_json({**question, **scores, "num_parameters": model.num_parameters(), **run_facts(device)}, args.output)
 
 
 if __name__ == "__main__":

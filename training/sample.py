@@ -12,6 +12,7 @@ A grid of completions has one row for each given image: the image, then `--num_i
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -19,6 +20,7 @@ from accelerate.utils import gather
 from command_line import CommandLineParser, InputError, one_line_errors
 from image_data import LevelDataset, collate_levels, load_split
 from pictures import image_grid, images_of_levels
+from PIL import Image
 from saved_models import choose_device, load_model
 
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
@@ -31,7 +33,9 @@ class SamplingArguments:
     output: str = field(default="samples.png", metadata={"help": "PNG file to write."})
     num_images: int = field(default=16, metadata={"help": "Images; with --complete, completions of each image."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise; the same seed draws the same images."})
-    class_id: int | None = field(default=None, metadata={"help": "Class of all images; by default all in turn."})
+    class_id: int | None = field(
+        default=None, metadata={"help": "Class of all images; by default all in turn, or the given images' own."}
+    )
     image_size: int | None = field(default=None, metadata={"help": "Height and width; by default the model's."})
     batch_size: int = field(default=64, metadata={"help": "Images drawn at once; changes nothing but the time."})
     columns: int | None = field(default=None, metadata={"help": "Images in a row of the picture."})
@@ -80,8 +84,11 @@ def draw_share(model, num_images: int, generator: torch.Generator, **request) ->
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(SamplingArguments).parse(arguments)
-    if args.num_images < 1 or args.batch_size < 1:
-        raise InputError("--num_images and --batch_size must be at least 1.")
+    if min(args.num_images, args.batch_size, args.columns or 1) < 1:
+        raise InputError("--num_images, --batch_size and --columns must be at least 1.")
+    output = Path(args.output)
+    if output.suffix.lower() not in Image.registered_extensions() or not output.parent.is_dir():
+        raise InputError(f"cannot write {output}: its folder must exist, its name must end as a picture's, as in .png.")
     model, processor = load_model(args.model)
     device = choose_device(args.device)
     PartialState(cpu=device.type == "cpu")
@@ -95,9 +102,16 @@ def main(arguments: list[str] | None = None):
 
     given = None
     if args.complete:
-        given = LevelDataset(load_split(args.complete, args.split, None, args.cache_dir), config.num_levels, processor)
-        given = collate_levels([given[index] for index in range(len(given))])["labels"]
+        with_classes = config.num_classes > 0 and args.class_id is None  # those of the data set
+        rows = load_split(args.complete, args.split, None, args.cache_dir)
+        images = LevelDataset(rows, config.num_levels, processor, with_classes=with_classes)
+        batch = collate_levels([images[index] for index in range(len(images))])
+        given = batch["labels"]
         rows_given = given.shape[2] // 2 if args.rows_given is None else args.rows_given
+        if not 0 <= rows_given <= given.shape[2]:
+            raise InputError(f"--rows_given must be 0 ... {given.shape[2]}, got {rows_given}.")
+        if with_classes:
+            request["class_ids"] = batch["class_ids"].repeat_interleave(args.num_images)
         total, columns = len(given) * args.num_images, args.num_images + 1
         request["pixel_values"] = given.repeat_interleave(args.num_images, dim=0).to(model.device)
         known = torch.zeros(request["pixel_values"].shape, dtype=torch.bool, device=model.device)
@@ -105,7 +119,10 @@ def main(arguments: list[str] | None = None):
         request["known_mask"] = known
     if config.num_classes:
         in_turn = torch.arange(total) % config.num_classes
-        request["class_ids"] = in_turn if args.class_id is None else torch.full((total,), args.class_id)
+        if args.class_id is not None:
+            request["class_ids"] = torch.full((total,), args.class_id)
+        elif not args.complete:
+            request["class_ids"], columns = in_turn, columns or config.num_classes
     elif args.class_id is not None:
         raise InputError(f"--class_id: {args.model} is not class-conditional.")
 

@@ -215,6 +215,24 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     return model, processor, images, eval_images
 
 
+def check_arguments(data_args: DataArguments, model_args: ModelArguments):
+    """Raise if arguments were given that would have no effect."""
+    if data_args.num_samples < 1:
+        raise InputError(f"--num_samples must be at least 1, got {data_args.num_samples}.")
+    if data_args.threshold is not None and data_args.binarization != "threshold":
+        raise InputError("--threshold needs --binarization threshold.")
+    if data_args.center_crop and model_args.image_size is None:
+        raise InputError("--center_crop needs --image_size.")
+    if model_args.model_name_or_path:
+        kept = ("model_name_or_path", "model_type", "class_conditional")
+        given = [name for name, value in asdict(model_args).items() if name not in kept and value is not None]
+        given += [name for name in ("binarization", "threshold") if getattr(data_args, name) is not None]
+        if given:
+            raise InputError(
+                f"--{given[0]} cannot go with --model_name_or_path: model and image processor are taken as they are."
+            )
+
+
 def check_same_model(model: PreTrainedModel, checkpoint: str):
     """Raise unless `checkpoint` holds a model with the config of `model`."""
     saved = type(model.config).from_pretrained(checkpoint)
@@ -248,8 +266,9 @@ def main(arguments: list[str] | None = None):
     data_args, model_args, args = parser.parse(arguments)
     if not data_args.dataset or not args.output_dir:
         raise InputError("--dataset and --output_dir are needed, on the command line or in the recipe.")
-    check_output_dir(args.output_dir, is_resumed=args.resume_from_checkpoint is not None)
     checkpoint = find_checkpoint(args)
+    check_output_dir(args.output_dir, is_resumed=checkpoint is not None)
+    check_arguments(data_args, model_args)
     keep_freed_memory()
     set_seed(args.seed)  # before the weights are drawn
     model, processor, images, eval_images = prepare(data_args, model_args, args)
@@ -273,7 +292,6 @@ def main(arguments: list[str] | None = None):
     model, processor = load_model(str(output))
     model.to(args.device)
     scores = score(model, eval_images, args.per_device_eval_batch_size, collate_levels)
-    draw_samples(model, processor, data_args.num_samples, args.seed, output / "samples.png")
     results = {
         "dataset": data_args.dataset,
         "split": data_args.eval_split,
@@ -290,6 +308,7 @@ def main(arguments: list[str] | None = None):
         **run_facts(args.device),
     }
     write_json(results, output / "results.json")
+    draw_samples(model, processor, data_args.num_samples, args.seed, output / "samples.png")
     print(
         f"{data_args.eval_split}: {scores['bits_per_dim']:.4f} bits/dim, {scores['nats_per_dim']:.4f} nats/dim, "
         f"{scores['nats_per_image']:.2f} nats/image; model, results and samples are in {output}"

@@ -1,0 +1,77 @@
+"""The promises of the other tests, on a GPU."""
+
+import pytest
+import torch
+from benchmark import noise_rule_violations
+from conftest import build_model, random_inputs
+
+from hf_pixelcnn.generation_pixelcnn import draw_noise
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SAMPLERS = ("naive", "cached", "fixed_point")
+
+
+def conditions(model, batch):
+    return {"class_ids": torch.arange(batch) % (model.config.num_classes + 1) - 1} if model.config.num_classes else {}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_all_samplers_draw_the_same_images_in_float64(family, variant, device):
+    model = build_model(family, **variant).double().cuda()
+    images = [
+        model.generate(
+            num_images=4, generator=torch.Generator(device).manual_seed(0), sampler=sampler, **conditions(model, 4)
+        )
+        for sampler in SAMPLERS
+    ]
+    assert images[0].device.type == "cuda"
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, variant, dtype, tolerance):
+    model = build_model(family, **variant).to("cuda", dtype)
+    inputs = {name: tensor.cuda() for name, tensor in conditions(model, 3).items()}
+    output = model.generate(
+        num_images=3,
+        generator=torch.Generator().manual_seed(0),
+        output_scores=True,
+        return_dict_in_generate=True,
+        **inputs,
+    )
+    noise = draw_noise(torch.Generator().manual_seed(0), 3, len(output.scores), model.device)
+    assert noise_rule_violations(model, output, noise, tolerance, **inputs) == 0
+
+
+def test_a_cpu_generator_gives_both_devices_the_same_noise():
+    on_cpu, on_gpu = (
+        draw_noise(torch.Generator().manual_seed(0), 2, 30, torch.device(device)) for device in ("cpu", "cuda")
+    )
+    assert torch.equal(on_cpu, on_gpu.cpu())
+
+
+def test_likelihoods_are_those_of_the_cpu(family, variant):
+    model = build_model(family, **variant).double()
+    inputs = random_inputs(model)
+    expected = model.log_prob(**inputs)
+    on_gpu = model.cuda().log_prob(**{name: tensor.cuda() for name, tensor in inputs.items()})
+    torch.testing.assert_close(on_gpu.cpu(), expected)
+
+
+def test_given_pixels_and_masks_may_lie_on_the_cpu(family):
+    model = build_model(family).cuda()
+    given = random_inputs(model)["pixel_values"]
+    mask = torch.zeros(5, 6, dtype=torch.bool)
+    mask[:3] = True
+    images = model.generate(pixel_values=given, known_mask=mask)
+    assert torch.equal(images[:, :, :3].cpu(), given[:, :, :3])
+
+
+def test_training_compiles(family):
+    model = build_model(family, num_channels=3, num_levels=4).cuda().train()
+    inputs = {name: tensor.cuda() for name, tensor in random_inputs(model).items()}
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = torch.compile(model, fullgraph=True)(**inputs, labels=inputs["pixel_values"]).loss
+    loss.backward()
+    torch.testing.assert_close(loss, model(**inputs, labels=inputs["pixel_values"]).loss, rtol=0.05, atol=0.05)
