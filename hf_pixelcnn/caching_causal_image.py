@@ -72,12 +72,13 @@ class SamplingCache:
     Args:
         model: A `...ForCausalImageModeling`.
         batch (`int`), width (`int`): Images and columns.
-        class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): As in `forward`.
+
+    The constructor of a family takes `class_ids`, as in `forward`, after these.
     """
 
-    def __init__(self, model, batch: int, width: int, class_ids: torch.Tensor | None = None):
+    def __init__(self, model, batch: int, width: int):
         config = model.config
-        self.batch, self.width, self.class_ids = batch, width, class_ids
+        self.batch, self.width = batch, width
         self.num_channels = config.num_channels
         self.reach = config.kernel_size // 2
         self.first_reach = config.first_kernel_size // 2

@@ -14,7 +14,7 @@ class GatedPixelCNNCache(SamplingCache):
     """
 
     def __init__(self, model, batch, width, class_ids=None):
-        super().__init__(model, batch, width, class_ids)
+        super().__init__(model, batch, width)
         layers, channels, size = model.model.layers, self.num_channels, model.config.hidden_size
         self.size, self.later = size, len(layers) - 1
 

@@ -13,6 +13,11 @@ def check_count(name: str, count: int):
         raise ValueError(f"`{name}` must be at least 1, got {count}.")
 
 
+def computable(levels: torch.Tensor) -> torch.Tensor:
+    """The same levels in a dtype that torch can compare and select with."""
+    return levels.long() if levels.dtype in (torch.uint16, torch.uint32, torch.uint64) else levels
+
+
 def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingConfig, ignored: int | None = None):
     """Raise unless `levels` are integer levels of images that `config` describes; compiled code skips the values."""
     if not isinstance(levels, torch.Tensor):
@@ -30,8 +35,7 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
         return
     if levels.numel() == 0:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(levels.shape)}.")
-    if ignored is not None or levels.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        levels = levels.long()  # so that -100 is what it says, and torch can compare
+    levels = levels.long() if ignored is not None else computable(levels)  # long, so that -100 is what it says
     counted = levels if ignored is None else torch.where(levels == ignored, 0, levels)
     low, high = torch.stack(counted.aminmax()).tolist()
     if low < 0 or high >= config.num_levels:
@@ -66,4 +70,4 @@ def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: Cau
         )
 
 
-__all__ = ["check_class_ids", "check_count", "check_levels"]
+__all__ = ["check_class_ids", "check_count", "check_levels", "computable"]

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput, logging
 
-from .checks_pixelcnn import check_class_ids, check_count, check_levels
+from .checks_pixelcnn import check_class_ids, check_count, check_levels, computable
 from .configuration_causal_image import as_height_and_width
 
 logger = logging.get_logger(__name__)
@@ -221,7 +221,7 @@ class Canvas:
             scores = self.processors(self.levels[:, :dimension].clone(), scores)
             if scores.shape != shape:
                 raise ValueError(
-                    f"A logits processor must keep the shape of the scores, {tuple(shape)}, {tuple(scores.shape)} came."
+                    f"A logits processor must keep the shape of the scores, {tuple(shape)}, got {tuple(scores.shape)}."
                 )
         if self.scores is not None:
             self.scores.append(scores)
@@ -591,9 +591,7 @@ class PixelCNNGenerationMixin:
             ) from None
         if pixel_values.shape[1] != shape[1]:
             raise ValueError(f"`pixel_values` must have {shape[1]} channels, got {pixel_values.shape[1]}.")
-        if pixel_values.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            pixel_values = pixel_values.long()
-        given = torch.where(known.to(pixel_values.device), pixel_values.expand(shape), 0)
+        given = torch.where(known.to(pixel_values.device), computable(pixel_values).expand(shape), 0)
         check_levels("pixel_values", given, self.config)
         return known, given.long()
 

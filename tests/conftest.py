@@ -20,6 +20,7 @@ FAMILIES = {
     "pixelcnn": (PixelCNNConfig, PixelCNNForCausalImageModeling),
     "gated_pixelcnn": (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling),
 }
+SAMPLERS = ("naive", "cached", "fixed_point")
 # What a model can be, apart from its family: every test of a core promise runs over these.
 VARIANTS = {
     "grey_bernoulli": {},
@@ -45,15 +46,19 @@ def build_model(family, seed=0, **config):
 
 def random_inputs(model, batch=2, height=None, width=None, seed=0):
     """`pixel_values` and, for a conditional model, `class_ids` (with -1 among them)."""
-    generator = torch.Generator().manual_seed(seed)
     config = model.config
-    size = (height or config.image_size[0], width or config.image_size[1])
-    inputs = {
-        "pixel_values": torch.randint(config.num_levels, (batch, config.num_channels, *size), generator=generator)
-    }
-    if config.num_classes:
-        inputs["class_ids"] = torch.arange(batch) % (config.num_classes + 1) - 1
-    return inputs
+    shape = (batch, config.num_channels, height or config.image_size[0], width or config.image_size[1])
+    pixel_values = torch.randint(config.num_levels, shape, generator=seeded(seed))
+    return {"pixel_values": pixel_values, **conditions(model, batch)}
+
+
+def conditions(model, batch):
+    """`class_ids` for a conditional model, -1 among them; nothing for others."""
+    return {"class_ids": torch.arange(batch) % (model.config.num_classes + 1) - 1} if model.config.num_classes else {}
+
+
+def seeded(seed=0, device="cpu"):
+    return torch.Generator(device).manual_seed(seed)
 
 
 @pytest.fixture(params=FAMILIES)

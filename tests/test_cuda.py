@@ -3,25 +3,18 @@
 import pytest
 import torch
 from benchmark import noise_rule_violations
-from conftest import build_model, random_inputs
+from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
 
 from hf_pixelcnn.generation_pixelcnn import draw_noise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-SAMPLERS = ("naive", "cached", "fixed_point")
-
-
-def conditions(model, batch):
-    return {"class_ids": torch.arange(batch) % (model.config.num_classes + 1) - 1} if model.config.num_classes else {}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_all_samplers_draw_the_same_images_in_float64(family, variant, device):
     model = build_model(family, **variant).double().cuda()
     images = [
-        model.generate(
-            num_images=4, generator=torch.Generator(device).manual_seed(0), sampler=sampler, **conditions(model, 4)
-        )
+        model.generate(num_images=4, generator=seeded(0, device), sampler=sampler, **conditions(model, 4))
         for sampler in SAMPLERS
     ]
     assert images[0].device.type == "cuda"
@@ -35,19 +28,17 @@ def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, varia
     inputs = {name: tensor.cuda() for name, tensor in conditions(model, 3).items()}
     output = model.generate(
         num_images=3,
-        generator=torch.Generator().manual_seed(0),
+        generator=seeded(),
         output_scores=True,
         return_dict_in_generate=True,
         **inputs,
     )
-    noise = draw_noise(torch.Generator().manual_seed(0), 3, len(output.scores), model.device)
+    noise = draw_noise(seeded(), 3, len(output.scores), model.device)
     assert noise_rule_violations(model, output, noise, tolerance, **inputs) == 0
 
 
 def test_a_cpu_generator_gives_both_devices_the_same_noise():
-    on_cpu, on_gpu = (
-        draw_noise(torch.Generator().manual_seed(0), 2, 30, torch.device(device)) for device in ("cpu", "cuda")
-    )
+    on_cpu, on_gpu = (draw_noise(seeded(), 2, 30, torch.device(device)) for device in ("cpu", "cuda"))
     assert torch.equal(on_cpu, on_gpu.cpu())
 
 

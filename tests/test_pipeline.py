@@ -1,14 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
+from conftest import build_model, seeded
 from transformers import pipeline
 
 from hf_pixelcnn import PixelCNNImagePipeline, PixelCNNImageProcessor
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

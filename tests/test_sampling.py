@@ -6,21 +6,11 @@ import numpy as np
 import pytest
 import torch
 from benchmark import noise_rule_violations, peak_bytes
-from conftest import build_model, random_inputs
+from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
 from transformers import LogitsProcessor
 
 from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor
 from hf_pixelcnn.generation_pixelcnn import choose_levels, draw_noise
-
-SAMPLERS = ("naive", "cached", "fixed_point")
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def conditions(model, batch):
-    return {"class_ids": torch.arange(batch) % (model.config.num_classes + 1) - 1} if model.config.num_classes else {}
 
 
 def test_all_samplers_draw_the_same_images_in_float64(family, variant):

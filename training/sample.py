@@ -84,7 +84,7 @@ def draw_share(model, num_images: int, generator: torch.Generator, **request) ->
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(SamplingArguments).parse(arguments)
-    if min(args.num_images, args.batch_size, args.columns or 1) < 1:
+    if min(args.num_images, args.batch_size, 1 if args.columns is None else args.columns) < 1:
         raise InputError("--num_images, --batch_size and --columns must be at least 1.")
     output = Path(args.output)
     if output.suffix.lower() not in Image.registered_extensions() or not output.parent.is_dir():
