@@ -116,7 +116,7 @@ def grey_digits(tmp_path):
     """Sixteen digits of 6×6, binarised anew in each epoch."""
     rows = image_data.load_split(DIGITS, "train[:16]", cache_dir=str(tmp_path / "cache"))
     processor = PixelCNNImageProcessor(num_levels=2, binarization="stochastic", size=6)
-    return lambda: image_data.LevelDataset(rows, 2, processor, stochastic_seed=3)
+    return lambda: image_data.LevelDataset(rows, 2, processor, seed=3)
 
 
 # in the middle and at the end of an epoch of four steps
@@ -287,6 +287,21 @@ def test_stochastic_binarisation_changes_with_the_epoch_and_follows_the_pixels(g
     spread = np.sqrt(pixels * (1 - pixels) / 400)
     assert set(np.unique(draws)) == {0, 1}
     assert (np.abs(np.mean(draws, axis=0) - pixels) <= 5 * spread).all()
+
+
+def test_class_dropout_hides_some_classes_anew_in_each_epoch(tmp_path):
+    rows = image_data.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
+    shown = lambda images: np.array([images[i]["class_ids"] for i in range(len(images))])  # noqa: E731
+    images = image_data.LevelDataset(rows, 256, PixelCNNImageProcessor(), with_classes=True, class_dropout=0.3, seed=1)
+    own = images.class_ids
+    epochs = []
+    for epoch in range(50):
+        images.set_epoch(epoch)
+        epochs.append(shown(images))
+        assert np.array_equal(epochs[-1], shown(images))
+        assert np.isin(epochs[-1][epochs[-1] != own], [-1]).all()
+    assert abs((np.stack(epochs) == -1).mean() - 0.3) < 0.1
+    assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_a_column_of_codes_is_found_and_keeps_its_values(codes):

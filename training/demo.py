@@ -19,6 +19,7 @@ from command_line import CommandLineParser, one_line_errors
 from image_data import LevelDataset, collate_levels, load_split
 from pictures import image_grid
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments
+from run_record import has_fast_bfloat16
 from scoring import score
 from transformers import AutoModel, TrainerCallback, set_seed
 
@@ -67,10 +68,11 @@ def seconds_per_step(bf16: bool, torch_compile: bool) -> float:
 
 
 def fastest_settings() -> dict[str, bool]:
-    """`bf16` and `torch_compile`, as far as this machine has them and they are faster, found by trying."""
-    trials = [{"bf16": False, "torch_compile": False}, {"bf16": True, "torch_compile": False}]
+    """`bf16` if the processor has it, `torch_compile` if that works here and is faster, found by trying."""
+    bf16 = has_fast_bfloat16("cpu")
+    trials = [{"bf16": bf16, "torch_compile": False}]
     if shutil.which("g++") or shutil.which("clang++"):
-        trials.append({"bf16": True, "torch_compile": True})
+        trials.append({"bf16": bf16, "torch_compile": True})
     timed = []
     for settings in trials:
         try:

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None):
         image_column=args.image_column,
         class_column=args.class_column,
         with_classes=model.config.num_classes > 0,
-        stochastic_seed=args.seed,
+        seed=args.seed,
     )
     scores = score(model, images, args.batch_size, collate_levels)
     print(

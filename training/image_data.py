@@ -175,7 +175,9 @@ class LevelDataset(torch.utils.data.Dataset):
         processor ([`PixelCNNImageProcessor`], *optional*): Makes levels of images; not needed for codes.
         image_column (`str`, *optional*), class_column (`str`, *optional*): See the `find_...` functions.
         with_classes (`bool`): Whether items have `class_ids`.
-        stochastic_seed (`int`): Seed of stochastic binarisation, if the processor asks for that.
+        class_dropout (`float`): Probability that an item shows class -1, "no class", instead of its own.
+        seed (`int`): Seed of stochastic binarisation, if the processor asks for that, and of class dropout. Both are
+            drawn anew in each epoch, and depend on nothing but seed, epoch and index.
 
     An item is a `dict` with `pixel_values`, `np.ndarray` `(channels, height, width)`, uint8 (int32 above 256 levels),
     and, with classes, `class_ids`, `int` (-1: no class).
@@ -192,7 +194,8 @@ class LevelDataset(torch.utils.data.Dataset):
         image_column: str | None = None,
         class_column: str | None = None,
         with_classes: bool = False,
-        stochastic_seed: int = 0,
+        class_dropout: float = 0.0,
+        seed: int = 0,
     ):
         column, is_codes = find_image_column(rows.features, image_column)
         self.class_ids = None
@@ -235,11 +238,17 @@ class LevelDataset(torch.utils.data.Dataset):
         chunks = levels.data.column(LEVELS).chunks
         self.blocks = [chunk.flatten().to_numpy().reshape(-1, *self.shape) for chunk in chunks]
         self.ends = np.cumsum([len(block) for block in self.blocks])
-        self.seed, self.epoch = stochastic_seed, 0
+        self.class_dropout = class_dropout
+        self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int):
-        """Choose the epoch whose stochastic binarisation items show."""
+        """Choose the epoch whose stochastic binarisation and class dropout items show."""
         self.epoch = epoch
+
+    def random(self, index: int, use: int, size: int) -> np.ndarray:
+        """Numbers in [0, 1) of an item in this epoch, the same in every process; one stream for each `use`."""
+        bits = np.random.Philox(key=self.seed, counter=[0, use, index, self.epoch])
+        return np.random.Generator(bits).random(size)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -250,11 +259,11 @@ class LevelDataset(torch.utils.data.Dataset):
         block = int(np.searchsorted(self.ends, index, side="right"))
         levels = self.blocks[block][index - self.ends[block]]  # a negative index, counted from the block's end
         if self.is_stochastic:
-            bits = np.random.Philox(key=self.seed, counter=[0, 0, index, self.epoch])
-            levels = binarize_stochastically(levels, np.random.Generator(bits).random(levels.size)).astype(np.uint8)
+            levels = binarize_stochastically(levels, self.random(index, 0, levels.size)).astype(np.uint8)
         item = {"pixel_values": levels}
         if self.class_ids is not None:
-            item["class_ids"] = int(self.class_ids[index])
+            is_dropped = self.class_dropout and self.random(index, 1, 1)[0] < self.class_dropout
+            item["class_ids"] = -1 if is_dropped else int(self.class_ids[index])
         return item
 
 

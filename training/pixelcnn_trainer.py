@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 
 import torch
 from image_data import collate_levels
+from run_record import has_fast_bfloat16
 from safetensors.torch import load_file, save_file
 from scoring import metrics_of, nats_per_image
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import speed_metrics
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 EMA_FILE = "ema.safetensors"
 
@@ -44,6 +48,9 @@ class PixelCNNTrainingArguments(TrainingArguments):
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else `bf16` is refused on a CPU
+        if self.bf16 and self.use_cpu and not has_fast_bfloat16("cpu"):
+            logger.warning("This CPU has no instructions for bfloat16: training in float32 instead.")
+            self.bf16 = False
         super().__post_init__()
 
 

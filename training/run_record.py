@@ -41,6 +41,11 @@ def keep_freed_memory():
         libc.mallopt(top_pad, 256 * 2**20)
 
 
+def has_fast_bfloat16(device: torch.device | str) -> bool:
+    """Whether products of bfloat16 are worth it: a CPU without instructions for them is some 100 times slower."""
+    return torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def run_facts(device: torch.device | str) -> dict:
     """Command line, commit, versions and hardware of this process."""
     is_cuda = torch.device(device).type == "cuda"

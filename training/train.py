@@ -65,6 +65,10 @@ class DataArguments:
     center_crop: bool = field(
         default=False, metadata={"help": "Cut the largest middle part with the aspect of --image_size, then resize."}
     )
+    class_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Probability of showing an image without its class, so that `guidance_scale` can be used."},
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
     num_samples: int = field(default=64, metadata={"help": "Images in samples.png."})
 
@@ -185,6 +189,8 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     if processor is None and not is_codes:
         raise InputError(f"{model_args.model_name_or_path} has no image processor, so it needs a column of codes.")
 
+    if data_args.class_dropout and not is_conditional:
+        raise InputError("--class_dropout needs a model with classes: give --class_conditional.")
     names = None
     if is_conditional:
         class_column = find_class_column(rows.features, data_args.class_column)
@@ -200,8 +206,8 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
         "with_classes": is_conditional,
     }
     with args.main_process_first(desc="levels"):
-        images = LevelDataset(rows, **settings, stochastic_seed=args.seed)
-        eval_images = LevelDataset(eval_rows, **settings, stochastic_seed=args.seed + 1)
+        images = LevelDataset(rows, **settings, class_dropout=data_args.class_dropout, seed=args.seed)
+        eval_images = LevelDataset(eval_rows, **settings, seed=args.seed + 1)
     if model is None:
         channels, *size = images.shape
         model = new_model(model_args, names, num_levels=num_levels, num_channels=channels, image_size=size)
@@ -217,6 +223,8 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
 
 def check_arguments(data_args: DataArguments, model_args: ModelArguments):
     """Raise if arguments were given that would have no effect."""
+    if not 0 <= data_args.class_dropout < 1:
+        raise InputError(f"--class_dropout must be in [0, 1), got {data_args.class_dropout}.")
     if data_args.num_samples < 1:
         raise InputError(f"--num_samples must be at least 1, got {data_args.num_samples}.")
     if data_args.threshold is not None and data_args.binarization != "threshold":
