@@ -4,7 +4,7 @@ What the sampling caches of all families share.
 A cache computes each activation of a growing image once, when its last input becomes known: what depends on rows above
 for a whole row when the row begins ([`~SamplingCache.start_row`]), the rest pixel by pixel and channel by channel
 ([`~SamplingCache.parameters`]). It is the network's forward pass in another order, so a whole image costs about as much
-arithmetic as one forward.
+arithmetic as one forward. A family says what is computed in `compute_row` and `compute_pixel`.
 
 All buffers are allocated once and written in place; every slice of them that a pixel needs is made once, too, because
 making it costs as much as a small matrix product. A row of features lies as `(..., (reach + width) * features)`, with
@@ -12,10 +12,42 @@ zeros for the padding on its left: the taps that end at a pixel, then the pixel'
 "all left taps and the earlier channels" is one matrix product.
 """
 
+from collections.abc import Callable, Hashable
+
 import torch
 import torch.nn.functional as F
+from transformers.utils import logging
 
 from .masking_pixelcnn import feature_groups
+
+logger = logging.get_logger(__name__)
+
+
+class CUDAGraphCapture:
+    r"""
+    Records calls as CUDA graphs, so that all their operations are one launch. While they are recorded nothing runs.
+
+    All graphs share one pool of memory: they are replayed one after the other, and nothing but the buffers that they
+    were recorded with outlives a replay.
+    """
+
+    def __init__(self):
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def __call__(self, call: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")  # other threads may use the GPU
+            try:
+                call()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return graph.replay
+
+
+CAPTURES = {"cuda": CUDAGraphCapture}  # by type of device; elsewhere operations are launched one by one
 
 
 def group_rows(num_features: int, num_channels: int, channel: int, num_parts: int = 1) -> torch.Tensor:
@@ -83,6 +115,8 @@ class SamplingCache:
         self.reach = config.kernel_size // 2
         self.first_reach = config.first_kernel_size // 2
         self.factory = {"dtype": model.dtype, "device": model.device}
+        self.capture = CAPTURES[model.device.type]() if model.device.type in CAPTURES else None
+        self.has_run, self.replays = set(), {}
 
         self.tables = model.model.encoding.table(**self.factory).unbind(0)  # a channel: (levels, features)
         self.input_group = model.model.encoding.features
@@ -132,28 +166,52 @@ class SamplingCache:
     def shift_input_rows(self):
         """The row just finished becomes the nearest row above; before the first row, zeros do."""
         finished = self.input_row[:, self.first_reach * self.input_size :].unflatten(1, (self.width, self.input_size))
-        self.input_above.copy_(torch.cat((self.input_above[:, 1:], finished[:, None]), dim=1))
+        for i in range(self.first_reach - 1):
+            self.input_above[:, i] = self.input_above[:, i + 1]
+        if self.first_reach:
+            self.input_above[:, -1] = finished
 
     def rows_above(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """One row of a convolution: `(batch, rows, width, in)` to `(batch, width, out)`."""
         out = F.conv2d(rows.permute(0, 3, 1, 2), weight, bias, padding=(0, weight.shape[-1] // 2))
         return out[:, :, 0].transpose(1, 2)
 
+    def run(self, key: Hashable, call: Callable[[], None]):
+        r"""
+        Run a call that works on the same tensors each time: the first time as it is, the second time it is captured,
+        if the device can do that, and replayed from then on.
+        """
+        if self.capture is not None and key in self.has_run and key not in self.replays:
+            try:
+                self.replays[key] = self.capture(call)
+            except RuntimeError as error:
+                logger.warning_once(f"Sampling launches every operation by itself, which is slower: {error}")
+                self.capture = None
+        self.has_run.add(key)
+        self.replays.get(key, call)()
+
     def start_row(self):
         """Compute all that depends on finished rows only. Call once a row, before its first pixel."""
-        raise NotImplementedError
-
-    def step(self, column: int, channel: int):
-        """Compute the residual stream of one channel of one pixel, into `self.hidden`."""
-        raise NotImplementedError
+        self.run("row", self.compute_row)
 
     def parameters(self, column: int, channel: int) -> torch.Tensor:
         """Parameters of the pixel; those of `channel` are valid. Channels and columns must be asked for in order."""
-        self.step(column, channel)
+        self.run((column, channel), lambda: self.compute_parameters(column, channel))
+        return self.pixel_parameters
+
+    def compute_parameters(self, column: int, channel: int):
+        self.compute_pixel(column, channel)
         for source, relu, bias, seen, weight, target in self.head_steps[channel]:
             torch.clamp_min(source, 0, out=relu)
             torch.addmm(bias, seen, weight, out=target)
-        return self.pixel_parameters
+
+    def compute_row(self):
+        """What depends on finished rows only. No Python state may change: this may be recorded and replayed."""
+        raise NotImplementedError
+
+    def compute_pixel(self, column: int, channel: int):
+        """The residual stream of one channel of one pixel, into `self.hidden`; may be recorded likewise."""
+        raise NotImplementedError
 
     def observe(self, column: int, channel: int, levels: torch.Tensor):
         """Take in the levels `(batch,)` that were drawn or given for one dimension."""

@@ -68,12 +68,13 @@ class PixelCNNCache(SamplingCache):
         stream = self.own_group(self.hidden, channel)
         return first_above, self.known_inputs(column, channel), above, known_features, stream, blocks
 
-    def start_row(self):
+    def compute_row(self):
         self.shift_input_rows()
         self.first_above.copy_(self.rows_above(self.input_above, self.first_weight, self.first_bias))
         reach, rows = self.reach, self.rows_above_inner
         if reach:
-            rows[:, :, :-1] = rows[:, :, 1:].clone()
+            for i in range(reach - 1):
+                rows[:, :, i] = rows[:, :, i + 1]
             finished = self.rows[:, :, reach * self.inner :].unflatten(2, (self.width, self.inner))
             rows[:, :, -1, reach : reach + self.width] = finished
             windows = rows.unfold(3, 2 * reach + 1, 1).permute(
@@ -84,7 +85,7 @@ class PixelCNNCache(SamplingCache):
         else:
             self.above.copy_(self.above_bias.expand_as(self.above))
 
-    def step(self, column, channel):
+    def compute_pixel(self, column, channel):
         first_above, known_inputs, above, known_features, stream, blocks = self.steps[column][channel]
         torch.addmm(first_above, known_inputs, self.first_known[channel], out=stream)
         torch.baddbmm(above, known_features, self.known[channel], out=self.sums)

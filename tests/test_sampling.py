@@ -7,9 +7,11 @@ import pytest
 import torch
 from benchmark import noise_rule_violations, peak_bytes
 from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import LogitsProcessor
 
-from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor
+from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor, caching_causal_image
 from hf_pixelcnn.generation_pixelcnn import choose_levels, draw_noise
 
 
@@ -236,6 +238,66 @@ def test_broken_probabilities_are_an_error_and_no_picture(family):
     model = build_model(family)
     with pytest.raises(ValueError, match="a logits processor forbids all levels"):
         model.generate(logits_processor=[lambda levels, scores: torch.full_like(scores, -torch.inf)])
+
+
+class RecordedOperations(TorchDispatchMode):
+    """Stands for a CUDA graph on any device: repeats operations on the very tensors that they were recorded with."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_replays = 0
+
+    def __call__(self, call):
+        self.operations = operations = []
+        with self:
+            call()
+        is_first = True
+
+        def replay():
+            nonlocal is_first
+            if is_first:  # recording has computed it
+                is_first = False
+                return
+            self.num_replays += 1
+            for operation, args, kwargs, results in operations:
+                for result, new in zip(tree_leaves(results), tree_leaves(operation(*args, **kwargs)), strict=True):
+                    if isinstance(result, torch.Tensor) and result.data_ptr() != new.data_ptr():
+                        result.copy_(new)
+
+        return replay
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation is not torch.ops.aten._local_scalar_dense.default, "waits for the device"
+        results = operation(*args, **(kwargs or {}))
+        self.operations.append((operation, args, kwargs or {}, results))
+        return results
+
+
+def test_steps_can_be_recorded_and_replayed(family, variant, monkeypatch):
+    model = build_model(family, **variant).double()
+    draw = lambda: model.generate(num_images=3, generator=seeded(0), **conditions(model, 3))  # noqa: E731
+    expected = draw()
+    recordings = []
+
+    def capture():
+        recordings.append(RecordedOperations())
+        return recordings[-1]
+
+    monkeypatch.setitem(caching_causal_image.CAPTURES, "cpu", capture)
+    assert torch.equal(draw(), expected)
+    assert recordings[0].num_replays > expected[0].numel() / 2
+
+
+def test_without_captures_the_steps_are_run_one_by_one(monkeypatch, caplog):
+    model = build_model("gated_pixelcnn")
+    expected = model.generate(num_images=2, generator=seeded(0))
+
+    def refuse(call):
+        raise RuntimeError("no graphs here")
+
+    monkeypatch.setitem(caching_causal_image.CAPTURES, "cpu", lambda: refuse)
+    assert torch.equal(model.generate(num_images=2, generator=seeded(0)), expected)
+    assert caplog.text.count("no graphs here") <= 1
 
 
 def test_noise_is_one_call_an_image_in_raster_order():
