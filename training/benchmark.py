@@ -6,18 +6,22 @@ What sampling and training cost, as one table.
 
 The cost of a sampler is the time to draw a batch divided by the time of one full forward of the same batch, in the
 same process and dtype; 1.0 is a sampler that computes everything once and has no overhead. `forwards` divides by the
-eager forward in default memory format, `compiled` by the compiled one. `speed-up` is the time of the naive sampler,
-measured on its first dimensions and scaled, divided by the sampler's. Times are medians after a warm-up. A row is
-printed only if its images pass the check of [`noise_rule_violations`]. `memory` is the peak of what a call allocates,
-in MiB.
+eager forward in default memory format, `compiled` by the compiled one. `speed-up` is the time of the naive sampler
+divided by the sampler's. Times are medians after a warm-up. A row is printed only if its images pass the check of
+[`noise_rule_violations`]. `memory` is the peak of what a call allocates, in MiB.
 
-The last lines give the training rate (bfloat16, compiled, channels_last) and the share of the measured rate of matrix
-products that it is.
+Samplers: `naive` runs a full forward for every dimension, `cropped` a forward on the rows that the dimension can see;
+both are measured in part and scaled. `fixed_point` gives its number of iterations. Where one forward takes more than
+2 seconds, times are of one run, `naive` is the forward's time scaled, and `fixed_point` is left out.
+
+The last lines give the training rate (compiled, channels_last, in bfloat16 where the processor has it) and the share of
+the measured rate of matrix products that it is.
 """
 
 import contextlib
 import itertools
 import json
+import math
 import os
 import statistics
 import time
@@ -26,9 +30,10 @@ from dataclasses import dataclass, field
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, is silent
 
+import numpy as np
 import torch
 from command_line import CommandLineParser, InputError, one_line_errors
-from run_record import run_facts, write_json
+from run_record import has_fast_bfloat16, run_facts, write_json
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
@@ -39,6 +44,8 @@ from hf_pixelcnn.generation_pixelcnn import draw_noise
 COLOUR = {"num_channels": 3, "num_levels": 256, "hidden_size": 66, "head_hidden_size": 66}
 CASES = {
     "grey": GatedPixelCNNConfig(),  # the reference network
+    "grey_64": GatedPixelCNNConfig(image_size=64),
+    "grey_128": GatedPixelCNNConfig(image_size=128),
     "grey_256": GatedPixelCNNConfig(num_levels=256),
     "plain": PixelCNNConfig(),
     "colour": GatedPixelCNNConfig(image_size=32, **COLOUR),
@@ -109,7 +116,7 @@ def noise_rule_violations(model, output, noise: torch.Tensor, tolerance: float, 
 
     Args:
         model: The model that drew them, in evaluation mode.
-        output ([`PixelCNNGenerateOutput`]): With scores, drawn without processors.
+        output ([`PixelCNNGenerateOutput`]): Drawn without processors; its scores, if there are any, are checked, too.
         noise (`torch.DoubleTensor` of shape `(dims, batch)`): The numbers they were drawn with.
         tolerance (`float`): What rounding may move a probability by.
         class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Their classes.
@@ -127,7 +134,9 @@ def noise_rule_violations(model, output, noise: torch.Tensor, tolerance: float, 
         pixel = model.output_distribution.pixels(logits)[:, row, column]
         previous = levels[:, n - channel : n]
         probabilities = model.output_distribution.level_logits(pixel, channel, previous).double().exp()
-        off = (output.scores[n].double().exp() - probabilities).abs().amax(-1) > tolerance
+        off = torch.zeros_like(levels[:, n], dtype=torch.bool)
+        if output.scores is not None:
+            off = (output.scores[n].double().exp() - probabilities).abs().amax(-1) > tolerance
         steps = torch.nn.functional.pad(probabilities.cumsum(-1), (1, 0))  # (batch, levels + 1)
         low, high = (steps.gather(1, levels[:, n : n + 1] + i)[:, 0] for i in (0, 1))
         violations += (off | (noise[n] < low - tolerance) | (noise[n] >= high + tolerance)).sum()
@@ -136,7 +145,6 @@ def noise_rule_violations(model, output, noise: torch.Tensor, tolerance: float, 
 
 def naive_seconds(model, batch: int, device: torch.device) -> float:
     """Seconds of the naive sampler, from its first dimensions."""
-    config = model.config
 
     def stop(levels, scores):
         if levels.shape[1] == NAIVE_DIMENSIONS:
@@ -147,9 +155,22 @@ def naive_seconds(model, batch: int, device: torch.device) -> float:
         with contextlib.suppress(EnoughError):
             model.generate(num_images=batch, sampler="naive", logits_processor=[stop])
 
-    dims = config.num_channels * config.image_size[0] * config.image_size[1]
     # One forward more than levels were drawn.
-    return median_seconds(first_dimensions, device, repeats=3) / (NAIVE_DIMENSIONS + 1) * dims
+    return median_seconds(first_dimensions, device, repeats=3) / (NAIVE_DIMENSIONS + 1) * num_dims(model.config)
+
+
+def cropped_seconds(forward: Callable[[int], object], config, device: torch.device) -> float:
+    """Seconds of forwards on the rows that each dimension sees, from `forward(rows)` at four numbers of rows."""
+    most = min(config.rows_seen_above + 1, config.image_size[0])
+    measured = sorted({math.ceil(most * part / 4) for part in range(1, 5)})
+    seconds = [median_seconds(lambda rows=rows: forward(rows), device, repeats=3) for rows in measured]
+    rows_seen = np.minimum(np.arange(config.image_size[0]) + 1, most)
+    return float(np.interp(rows_seen, measured, seconds).sum()) * config.image_size[1] * config.num_channels
+
+
+def num_dims(config) -> int:
+    """Dimensions of an image."""
+    return config.num_channels * config.image_size[0] * config.image_size[1]
 
 
 def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
@@ -160,9 +181,9 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
     config = model.config
     pixel_values = torch.randint(config.num_levels, (batch, config.num_channels, *config.image_size), device=device)
 
-    def forward(network=model):
+    def forward(network=model, rows=None):
         with torch.inference_mode():
-            network(pixel_values)
+            network(pixel_values[:, :, :rows])
 
     eager = median_seconds(forward, device)
     compiled = None
@@ -170,7 +191,8 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
         fast = torch.compile(model, dynamic=False)
         compiled = median_seconds(lambda: forward(fast), device)
         torch.compiler.reset()
-    naive = naive_seconds(model, batch, device)
+    is_slow = eager > SLOW_FORWARD
+    naive = eager * num_dims(config) if is_slow else naive_seconds(model, batch, device)
     row = {
         "case": name,
         "image": "×".join(map(str, [*config.image_size, config.num_channels])),
@@ -181,36 +203,52 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
     memory = peak_bytes(forward, device) / 2**20
     yield {**row, "sampler": "(forward)", "seconds": eager, "forwards": 1.0, "memory_mib": memory}
     yield {**row, "sampler": "naive*", "seconds": naive, "forwards": naive / eager}
+    if not is_slow:
+        cropped = cropped_seconds(lambda rows: forward(rows=rows), config, device)
+        yield {
+            **row,
+            "sampler": "cropped*",
+            "seconds": cropped,
+            "forwards": cropped / eager,
+            "speed_up": naive / cropped,
+        }
 
     draw = lambda **settings: model.generate(num_images=batch, generator=torch.Generator().manual_seed(0), **settings)  # noqa: E731
     output = draw(output_scores=True, return_dict_in_generate=True)
     noise = draw_noise(torch.Generator().manual_seed(0), batch, len(output.scores), device)
-    violations = noise_rule_violations(model, output, noise, TOLERANCES[dtype])
-    if violations:
-        print(f"{name}, batch {batch}: {violations} dimensions break the noise rule, row left out")
-        return
-    seconds = median_seconds(draw, device)
-    yield {
-        **row,
-        "sampler": "cached",
-        "seconds": seconds,
-        "forwards": seconds / eager,
-        "compiled_forwards": seconds / compiled if compiled else None,
-        "speed_up": naive / seconds,
-        "memory_mib": peak_bytes(draw, device) / 2**20,
-    }
+    for sampler in ["cached"] if is_slow else ["cached", "fixed_point"]:
+        settings, iterations = {"sampler": sampler}, None
+        if sampler == "fixed_point":
+            output = draw(return_dict_in_generate=True, **settings)
+            iterations = output.num_iterations
+        violations = noise_rule_violations(model, output, noise, TOLERANCES[dtype])
+        if violations:
+            print(f"{name}, batch {batch}, {sampler}: {violations} dimensions break the noise rule, row left out")
+            continue
+        seconds = median_seconds(lambda settings=settings: draw(**settings), device)
+        yield {
+            **row,
+            "sampler": sampler,
+            "seconds": seconds,
+            "forwards": seconds / eager,
+            "compiled_forwards": seconds / compiled if compiled else None,
+            "speed_up": naive / seconds,
+            "memory_mib": peak_bytes(lambda settings=settings: draw(**settings), device) / 2**20,
+            "iterations": iterations,
+        }
 
 
-def matrix_product_rate(device: torch.device, size: int = 2048) -> float:
-    """Floating-point operations a second of large bfloat16 matrix products."""
+def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Floating-point operations a second of large matrix products."""
     size = size if device.type == "cpu" else 4 * size
-    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     return 2 * size**3 / median_seconds(lambda: a @ b, device, repeats=10)
 
 
 def training_rate(config, batch: int, device: torch.device) -> dict:
-    """Images a second of training steps in bfloat16, compiled and in channels_last."""
+    """Images a second of training steps, compiled and in channels_last."""
     torch.manual_seed(0)
+    dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     model = AutoModel.from_config(config).to(device, memory_format=torch.channels_last).train()
     pixel_values = torch.randint(config.num_levels, (batch, config.num_channels, *config.image_size), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -219,7 +257,7 @@ def training_rate(config, batch: int, device: torch.device) -> dict:
     compiled = torch.compile(model, dynamic=False)
 
     def step():
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = compiled(pixel_values, labels=pixel_values).loss
         loss.backward()
         optimizer.step()
@@ -229,7 +267,8 @@ def training_rate(config, batch: int, device: torch.device) -> dict:
     seconds = median_seconds(step, device, repeats=10)
     return {
         "images_per_second": batch / seconds,
-        "share_of_matrix_rate": counter.get_total_flops() / seconds / matrix_product_rate(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "share_of_matrix_rate": counter.get_total_flops() / seconds / matrix_product_rate(device, dtype),
     }
 
 
@@ -242,21 +281,23 @@ def main(arguments: list[str] | None = None):
     if args.dtype not in ("float32", "bfloat16", "float64"):
         raise InputError(f"--dtype must be float32, bfloat16 or float64, got {args.dtype!r}.")
     start = time.perf_counter()
-    header = "case       image     levels  batch  sampler       seconds  forwards  compiled  speed-up  memory"
+    header = "case       image      levels  batch  sampler       seconds  forwards  compiled  speed-up  memory"
     print(header + "\n" + "-" * len(header))
     rows = []
     for name in args.cases:
         for batch in args.batch_sizes:
             for row in sampling_rows(name, batch, args):
                 rows.append(row)
-                numbers = [(row.get("compiled_forwards"), 2), (row.get("speed_up"), 0), (row.get("memory_mib"), 1)]
+                numbers = [(row.get("compiled_forwards"), 2), (row.get("speed_up"), 1), (row.get("memory_mib"), 1)]
                 cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in numbers]
+                iterations = f"  {row['iterations']} iterations" if row.get("iterations") else ""
                 print(
-                    f"{name:<10} {row['image']:<9} {row['levels']:>6}  {batch:>5}  {row['sampler']:<11} "
-                    f"{row['seconds']:>9.3f} {row['forwards']:>9.2f} {cells[0]:>9} {cells[1]:>9} {cells[2]:>7}",
+                    f"{name:<10} {row['image']:<10} {row['levels']:>6}  {batch:>5}  {row['sampler']:<11} "
+                    f"{row['seconds']:>9.3f} {row['forwards']:>9.2f} {cells[0]:>9} {cells[1]:>9} {cells[2]:>7}"
+                    f"{iterations}",
                     flush=True,
                 )
-    print(f"* measured on the first {NAIVE_DIMENSIONS} dimensions and scaled")
+    print("* measured in part and scaled")
     results = {"rows": rows, **run_facts(args.device)}
     if args.train:
         results["training"] = {}
@@ -265,7 +306,7 @@ def main(arguments: list[str] | None = None):
             results["training"][name] = rate
             print(
                 f"training {name}: {rate['images_per_second']:.0f} images/s, "
-                f"{100 * rate['share_of_matrix_rate']:.0f} % of the rate of bfloat16 matrix products"
+                f"{100 * rate['share_of_matrix_rate']:.0f} % of the rate of {rate['dtype']} matrix products"
             )
     print(f"{json.dumps(results['device'])}, {time.perf_counter() - start:.0f} s in all")
     if args.output:
