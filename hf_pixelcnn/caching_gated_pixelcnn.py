@@ -27,7 +27,8 @@ class GatedPixelCNNCache(SamplingCache):
         self.scale[:size] = 2
 
         # Vertical stack: kernels and the rows they reach back to.
-        self.vertical_convs = [(layer.vertical_conv.weight, layer.vertical_conv.bias) for layer in layers]
+        convs = [layer.vertical_conv for layer in layers]
+        self.vertical_convs = [(x.weight.to(memory_format=torch.channels_last), x.bias) for x in convs]
         self.vertical_rows = torch.zeros(self.later, batch, self.reach + 1, width, size, **self.factory)
         self.vertical_features = torch.zeros(self.later + 1, batch, width, 2 * size, **self.factory)
         by_channel = torch.cat([group_rows(2 * size, channels, c, num_parts=2) for c in range(channels)])
