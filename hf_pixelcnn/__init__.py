@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .compression import CompressedStreamError, compress, decompress
 from .configuration_gated_pixelcnn import GatedPixelCNNConfig
 from .configuration_pixelcnn import PixelCNNConfig
 from .generation_pixelcnn import PixelCNNGenerateOutput, PixelCNNGenerationConfig
@@ -48,6 +49,7 @@ __all__ = [
     "BernoulliOutput",
     "CategoricalOutput",
     "CausalImageModelingOutput",
+    "CompressedStreamError",
     "GatedPixelCNNConfig",
     "GatedPixelCNNForCausalImageModeling",
     "GatedPixelCNNModel",
@@ -63,4 +65,6 @@ __all__ = [
     "PixelCNNPipelineOutput",
     "PixelCNNPreTrainedModel",
     "bits_per_dim",
+    "compress",
+    "decompress",
 ]

@@ -268,7 +268,39 @@ class Probe:
             )
 
 
-class LevelWriter:
+class LevelCoder:
+    r"""
+    What both directions share: entropy models, and the adaptive one of class ids.
+
+    Args:
+        num_classes (`int`): Of the model. The first class id costs `log2(num_classes + 1)` bits; the others, what the
+            frequencies of those before them make of it.
+    """
+
+    def __init__(self, num_classes: int):
+        self.stream = load_coder()
+        self.frequencies = self.stream.model.Categorical(perfect=False)  # 24 bits, at least 1 for every level
+        self.class_counts = np.ones(num_classes + 1)
+
+    def code(self, symbols: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """Write `symbols` `(n,)` by `probabilities` `(n, symbols)`, or read as many; returns them."""
+        raise NotImplementedError
+
+    def known_class_ids(self, images: slice) -> np.ndarray:
+        """Class ids to write, or room for those to read."""
+        raise NotImplementedError
+
+    def class_ids(self, images: slice) -> np.ndarray:
+        """Class ids of these images, the next ones of the stream."""
+        class_ids = self.known_class_ids(images)
+        for index in range(len(class_ids)):
+            symbol = self.code(class_ids[index : index + 1] + 1, self.class_counts[None])
+            class_ids[index : index + 1] = symbol - 1
+            self.class_counts[symbol] += 1
+        return class_ids
+
+
+class LevelWriter(LevelCoder):
     r"""
     Encodes given images.
 
@@ -279,32 +311,30 @@ class LevelWriter:
     """
 
     def __init__(self, levels: np.ndarray, class_ids: np.ndarray | None, num_classes: int):
-        stream = load_coder()
-        self.levels, self.class_ids_given = levels, class_ids
-        self.coder = stream.queue.RangeEncoder()
-        self.level_model = stream.model.Categorical(perfect=False)
-        self.class_model = stream.model.Uniform(num_classes + 1) if num_classes else None
+        super().__init__(num_classes)
+        self.given, self.given_class_ids = levels, class_ids
+        self.encoder = self.stream.queue.RangeEncoder()
 
-    def class_ids(self, images: slice) -> np.ndarray:
-        class_ids = self.class_ids_given[images]
-        self.coder.encode(class_ids + 1, self.class_model)
-        return class_ids
+    def known_class_ids(self, images: slice) -> np.ndarray:
+        return self.given_class_ids[images]
 
-    def level(self, images: slice, dimension: int, probabilities: np.ndarray) -> np.ndarray:
-        levels = np.ascontiguousarray(self.levels[images, dimension])
+    def code(self, symbols, probabilities):
         try:
-            self.coder.encode(levels, self.level_model, probabilities)
+            self.encoder.encode(symbols, self.frequencies, probabilities)
         except ValueError as error:
             raise ValueError("The probabilities are no numbers: the model's weights are not finite.") from error
-        return levels
+        return symbols
+
+    def levels(self, images: slice, dimension: int, probabilities: np.ndarray) -> np.ndarray:
+        return self.code(np.ascontiguousarray(self.given[images, dimension]), probabilities)
 
     def payload(self) -> bytes:
-        words = self.coder.get_compressed()
-        least = math.ceil(self.levels.size / (4 * MAX_DIMS_PER_BYTE))  # a model this sure costs next to nothing
+        words = self.encoder.get_compressed()
+        least = math.ceil(self.given.size / (4 * MAX_DIMS_PER_BYTE))  # a model this sure costs next to nothing
         return np.pad(words, (0, max(0, least - len(words)))).astype("<u4").tobytes()
 
 
-class LevelReader:
+class LevelReader(LevelCoder):
     r"""
     Decodes images.
 
@@ -314,23 +344,25 @@ class LevelReader:
     """
 
     def __init__(self, payload: bytes, num_classes: int):
-        stream = load_coder()
+        super().__init__(num_classes)
         self.bits_left = 8 * len(payload) + COST_SLACK_BITS
-        self.coder = stream.queue.RangeDecoder(np.frombuffer(payload, dtype="<u4").astype(np.uint32))
-        self.level_model = stream.model.Categorical(perfect=False)
-        self.class_model = stream.model.Uniform(num_classes + 1) if num_classes else None
+        self.decoder = self.stream.queue.RangeDecoder(np.frombuffer(payload, dtype="<u4").astype(np.uint32))
 
-    def class_ids(self, images: slice) -> np.ndarray:
-        return self.coder.decode(self.class_model, images.stop - images.start) - 1
+    def known_class_ids(self, images: slice) -> np.ndarray:
+        return np.zeros(images.stop - images.start, dtype=np.int32)
 
-    def level(self, images: slice, dimension: int, probabilities: np.ndarray) -> np.ndarray:
-        levels = None
-        with contextlib.suppress(AssertionError, ValueError):  # how `constriction` refuses words, and NaN
-            levels = self.coder.decode(self.level_model, probabilities)
-            chosen = probabilities[np.arange(len(levels)), levels]
-            self.bits_left += np.log2(chosen + 2.0**-23).sum()  # a frequency is at most p * 2**24 + 2, of 2**24
-        if levels is None or self.bits_left < 0:
-            raise CompressedStreamError("The payload of the stream does not hold the images that its header claims.")
+    def code(self, symbols, probabilities):
+        try:
+            return self.decoder.decode(self.frequencies, probabilities)
+        except (AssertionError, ValueError) as error:  # how `constriction` refuses words, and NaN
+            raise CompressedStreamError(f"The payload of the stream cannot be decoded: {error}") from error
+
+    def levels(self, images: slice, dimension: int, probabilities: np.ndarray) -> np.ndarray:
+        levels = self.code(None, probabilities)
+        chosen = probabilities[np.arange(len(levels)), levels]
+        self.bits_left += np.log2(chosen + 2.0**-23).sum()  # the coder's frequency is at most (p * 2**24 + 2) / 2**24
+        if self.bits_left < 0:
+            raise CompressedStreamError("The payload of the stream is too short for the images that its header claims.")
         return levels
 
 
@@ -354,7 +386,7 @@ class CodedCanvas(Canvas):
         logits = self.level_logits(parameters, dimension)[: self.count].cpu()
         probabilities = np.ascontiguousarray(logits.softmax(-1, dtype=torch.float64).numpy())
         self.probe.update(probabilities)
-        levels = self.coder.level(self.images_coded, dimension, probabilities)
+        levels = self.coder.levels(self.images_coded, dimension, probabilities)
         column = self.levels[:, dimension]
         column[: self.count] = torch.from_numpy(levels)
         return column
@@ -410,7 +442,7 @@ def compress(
     show_progress: bool = False,
 ) -> bytes:
     r"""
-    Compress images without loss to about as many bits as their negative log-likelihood: `-log_prob(levels).sum() / ln 2`.
+    Compress images without loss to about as many bits as they are unlikely: `-log_prob(levels).sum() / ln 2`.
 
     Only the same model decodes a stream, in the same dtype, on the same kind of processor and with the same version of
     torch; the number of threads is restored. Needs the extra `hf_pixelcnn[compression]`.

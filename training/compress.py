@@ -1,0 +1,316 @@
+r"""
+Compress images without loss to the size that a model's likelihood says, and measure what that is worth.
+
+    python training/compress.py compress --model runs/mnist --input digits/ --output digits.pxc --verify true
+    python training/compress.py decompress --model runs/mnist --input digits.pxc --output restored/
+    python training/compress.py verify --model runs/mnist --input digits.pxc
+    python training/compress.py measure --model runs/mnist --dataset ylecun/mnist --split test --output codec.json
+
+`--input` of `compress` is an image file or a folder of images of one size, which go into one stream; `decompress`
+writes them as PNG files under their old names. What is restored exactly is the model's levels: a model of 256 levels
+keeps every pixel, one of fewer levels what its image processor makes of them (the script says so).
+
+`measure` compresses a split of a data set batch by batch, decompresses it again, and compares size with the model's own
+bits per dimension and time with sampling as many images.
+"""
+
+import math
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+import torch
+from command_line import CommandLineParser, InputError, one_line_errors
+from image_data import LevelDataset, collate_levels, load_split
+from PIL import Image, UnidentifiedImageError
+from run_record import run_facts, write_json
+from saved_models import choose_device, load_model
+from scoring import nats_per_image
+from tqdm.auto import tqdm
+
+from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
+from hf_pixelcnn.compression import batches, read_stream
+
+MAX_NAME_BYTES = 256  # in a file system
+
+
+@dataclass
+class CompressArguments:
+    model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
+    input: str = field(metadata={"help": "Image file, or folder of images of one size."})
+    output: str = field(metadata={"help": "File to write, as in digits.pxc."})
+    class_id: int = field(default=-1, metadata={"help": "Class of all images for a conditional model; -1: none."})
+    verify: bool = field(default=False, metadata={"help": "Decompress and compare before writing."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
+
+
+@dataclass
+class DecompressArguments:
+    model: str = field(metadata={"help": "The model that compressed the images."})
+    input: str = field(metadata={"help": "File that `compress` wrote."})
+    output: str = field(metadata={"help": "PNG file for one image, or folder to make for all."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
+
+
+@dataclass
+class VerifyArguments:
+    model: str = field(metadata={"help": "The model that compressed the images."})
+    input: str = field(metadata={"help": "File that `compress` wrote."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
+
+
+@dataclass
+class MeasureArguments:
+    model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
+    dataset: str = field(metadata={"help": "Data set: an id on the Hub or a local folder."})
+    split: str = field(default="test", metadata={"help": "Split or expression, e.g. test[:1000]."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+
+
+def load_with_processor(args) -> tuple:
+    """Model, on its device, and image processor."""
+    model, processor = load_model(args.model)
+    if processor is None:
+        raise InputError(f"{args.model} has no image processor, so it says nothing about image files.")
+    return model.to(choose_device(args.device)), processor
+
+
+def read_bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from error
+
+
+def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str], torch.Tensor, int]:
+    r"""
+    Images of a file or folder.
+
+    Returns:
+        Names of the files, levels `(images, channels, height, width)` in uint8, and the number of images whose pixels
+        the levels do not keep.
+
+    Raises:
+        InputError: If there is no image, or one cannot be read or has another size.
+    """
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in Image.registered_extensions())
+    if not files:
+        raise InputError(f"there is no image in {path}.")
+    levels, changed = [], 0
+    for file in tqdm(files, desc="Reading", unit="image", disable=len(files) < 100):
+        try:
+            with Image.open(file) as image:
+                levels.append(processor(image, return_tensors="pt")["pixel_values"].byte())
+                original = np.asarray(image)
+        except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
+            raise InputError(f"cannot use {file}: {error}") from error
+        if levels[-1].shape != levels[0].shape:
+            sizes = [f"{x.shape[3]}×{x.shape[2]}" for x in (levels[0], levels[-1])]
+            raise InputError(
+                f"{files[0].name} gives {sizes[0]} pixels and {file.name} {sizes[1]}: images of a stream have one "
+                "size; compress each size on its own."
+            )
+        restored = np.asarray(processor.post_process(levels[-1])[0])
+        changed += not (restored.shape == original.shape and np.array_equal(restored, original))
+    return [file.name for file in files], torch.cat(levels), changed
+
+
+def pack_names(names: list[str]) -> bytes:
+    return zlib.compress("\n".join(names).encode())
+
+
+def unpack_names(comment: bytes, count: int) -> list[str]:
+    r"""
+    The names of the files in a stream, as names of PNG files; numbers for a stream that carries none.
+
+    Raises:
+        InputError: If there are too few or too many, or one could lead out of a folder: whoever wrote the stream chose
+        them.
+    """
+    if not comment:
+        return [f"{index:05d}.png" for index in range(count)]
+    try:
+        text = zlib.decompressobj().decompress(comment, max_length=MAX_NAME_BYTES * count)
+        names = text.decode().split("\n")
+    except (zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"the names of the files in the stream cannot be read: {error}.") from error
+    for name in names:
+        if not name or name.startswith(".") or any(c in "/\\:\0" or not c.isprintable() for c in name):
+            raise InputError(f"{name!r} in the stream is not the bare name of a file.")
+    if len(names) != count:
+        raise InputError(f"the stream has {count} images, but names of {len(names)}.")
+    stems = [PurePath(name).stem for name in names]
+    return [f"{stem if stems.count(stem) == 1 else name}.png" for stem, name in zip(stems, names, strict=True)]
+
+
+def compress_files(args: CompressArguments):
+    output = Path(args.output)
+    if not output.parent.is_dir():
+        raise InputError(f"cannot write {output}: its folder does not exist.")
+    source = Path(args.input)
+    if not source.exists():
+        raise InputError(f"there is no file or folder {source}.")
+    model, processor = load_with_processor(args)
+    names, levels, changed = read_images(source, processor)
+    class_ids = args.class_id if model.config.num_classes or args.class_id != -1 else None
+    try:
+        data = compress(model, levels, class_ids, comment=pack_names(names), verify=args.verify, show_progress=True)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(str(error)) from error
+    output.write_bytes(data)
+    payload = len(read_stream(data).payload)
+    print(
+        f"{len(names)} images of {levels[0].numel()} dimensions: {output}, {len(data)} bytes, of these {payload} bytes "
+        f"or {8 * payload / levels.numel():.4f} bits/dim of pixels"
+    )
+    if changed:
+        print(
+            f"note: {changed} of {len(names)} images have pixels that the model's {model.config.num_levels} levels do "
+            "not keep; decompressing gives the images of the levels"
+        )
+
+
+def open_stream(args) -> tuple:
+    """Images and their names in the file `args.input`."""
+    data = read_bytes(args.input)
+    try:
+        stream = read_stream(data)
+        names = unpack_names(stream.comment, stream.header.shape[0])
+        model, processor = load_with_processor(args)
+        levels = decompress(model, data, show_progress=True)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{args.input}: {error}") from error
+    return names, levels, processor
+
+
+def decompress_file(args: DecompressArguments):
+    output = Path(args.output)
+    is_file = output.suffix.lower() == ".png"
+    if not output.parent.is_dir():
+        raise InputError(f"cannot write {output}: its folder does not exist.")
+    if not is_file and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists; --output must be a new or empty folder, or a PNG file.")
+    names, levels, processor = open_stream(args)
+    if is_file and len(names) != 1:
+        raise InputError(f"{args.input} has {len(names)} images: --output must be a folder.")
+    if not is_file:
+        output.mkdir(exist_ok=True)
+    for name, image in zip(names, processor.post_process(levels.cpu()), strict=True):
+        image.save(output if is_file else output / name)
+    print(f"{len(names)} images: {output}")
+
+
+def verify_file(args: VerifyArguments):
+    names, levels, _ = open_stream(args)
+    print(f"{args.input} is sound: {len(names)} images of {levels[0].numel()} dimensions")
+
+
+def adaptive_bits(class_ids: torch.Tensor, num_classes: int) -> float:
+    """Bits of class ids, each coded by the counts, plus 1, of those before: log2((n + k - 1)! / ((k - 1)! Π n_c!))."""
+    counts = (class_ids + 1).bincount(minlength=num_classes + 1)
+    nats = math.lgamma(len(class_ids) + num_classes + 1) - math.lgamma(num_classes + 1)
+    return (nats - torch.lgamma(counts + 1.0).sum().item()) / math.log(2)
+
+
+def measure(args: MeasureArguments):
+    model, processor = load_model(args.model)
+    model.to(choose_device(args.device)).eval()
+    images = LevelDataset(
+        load_split(args.dataset, args.split, args.dataset_config, args.cache_dir),
+        num_levels=model.config.num_levels,
+        processor=processor,
+        with_classes=model.config.num_classes > 0,
+    )
+    seconds = {"compress": 0.0, "decompress": 0.0, "sample": 0.0}
+
+    def timed(name: str, call: Callable):
+        start = time.perf_counter()
+        result = call()
+        seconds[name] += time.perf_counter() - start
+        return result
+
+    batch = collate_levels([images[index] for index in range(len(images))])
+    pixel_values, class_ids = batch["pixel_values"], batch.get("class_ids")
+    try:
+        data = timed("compress", lambda: compress(model, pixel_values, class_ids, show_progress=True))
+        restored = timed("decompress", lambda: decompress(model, data, show_progress=True))
+    except (ValueError, ImportError) as error:
+        raise InputError(str(error)) from error
+    nats = 0.0
+    size, parts = batches(len(images), pixel_values.shape[3])
+    with torch.no_grad():
+        for part in parts:
+            given = None if class_ids is None else class_ids[part].to(model.device)
+            nats += nats_per_image(model, pixel_values[part].to(model.device), given).sum().item()
+    timed(
+        "sample",
+        lambda: model.generate(
+            num_images=len(images),
+            class_ids=class_ids,
+            image_size=tuple(pixel_values.shape[2:]),
+            max_batch_size=size,
+            show_progress=True,
+        ),
+    )
+    num_dims, payload = pixel_values.numel(), len(read_stream(data).payload)
+    class_bits = 0.0 if class_ids is None else adaptive_bits(class_ids, model.config.num_classes)
+    results = {
+        "restored_exactly": bool((restored.cpu() == pixel_values).all()),
+        "num_images": len(images),
+        "num_dims": num_dims,
+        "model_bits_per_dim": bits_per_dim(nats, num_dims),
+        "payload_bits_per_dim": 8 * payload / num_dims,
+        "overhead": 8 * payload / (nats / math.log(2) + class_bits),
+        "class_bits_per_dim": class_bits / num_dims,
+        "stream_bytes": len(data),
+        "header_bytes": len(data) - payload,
+        "batch_size": size,
+        "seconds": seconds,
+        "compress_over_sample": seconds["compress"] / seconds["sample"],
+        "decompress_over_sample": seconds["decompress"] / seconds["sample"],
+    }
+    print(
+        f"{args.split}: {results['payload_bits_per_dim']:.5f} bits/dim for {results['model_bits_per_dim']:.5f} by the "
+        f"model and {results['class_bits_per_dim']:.5f} of classes, ratio {results['overhead']:.5f}; "
+        f"{len(data)} bytes, {results['header_bytes']} of them header\n"
+        f"{len(images)} images in batches of {size}: compressing {seconds['compress']:.1f} s, decompressing "
+        f"{seconds['decompress']:.1f} s, sampling {seconds['sample']:.1f} s; restored exactly: "
+        f"{results['restored_exactly']}"
+    )
+    if args.output:
+        question = {name: getattr(args, name) for name in ("model", "dataset", "split")}
+        write_json({**question, **results, **run_facts(model.device)}, args.output)
+
+
+COMMANDS = {
+    "compress": (CompressArguments, compress_files),
+    "decompress": (DecompressArguments, decompress_file),
+    "verify": (VerifyArguments, verify_file),
+    "measure": (MeasureArguments, measure),
+}
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return
+    if not words or words[0] not in COMMANDS:
+        raise InputError(f"the first word must be one of {', '.join(COMMANDS)}; see `--help`.")
+    dataclass_type, run = COMMANDS[words[0]]
+    (args,) = CommandLineParser(dataclass_type, prog=f"compress.py {words[0]}").parse(words[1:])
+    run(args)
+
+
+if __name__ == "__main__":
+    main()
