@@ -24,6 +24,7 @@ from .modeling_gated_pixelcnn import (
 from .modeling_pixelcnn import PixelCNNForCausalImageModeling, PixelCNNModel, PixelCNNPreTrainedModel
 from .pipeline_pixelcnn import PixelCNNImagePipeline, PixelCNNPipelineOutput
 from .preview_pixelcnn import LivePreview
+from .receptive_field_pixelcnn import receptive_field
 
 __version__ = "0.1.0"
 
@@ -67,4 +68,5 @@ __all__ = [
     "bits_per_dim",
     "compress",
     "decompress",
+    "receptive_field",
 ]

@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
 
@@ -70,3 +72,31 @@ def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = 
     axes.set(xlabel="epoch", ylabel="nats per dimension", title=title)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def draw_regions(panels: dict[str, torch.Tensor], colours: dict[str, str], path: str):
+    r"""
+    Draw maps of labelled pixels side by side, with a legend.
+
+    Args:
+        panels (`dict`): Title and map of each, `torch.LongTensor` `(height, width)` of indices into `colours`.
+        colours (`dict`): Name and colour of each label.
+        path (`str`): Where to write the picture.
+    """
+    most_rows, most_columns = (max(panel.shape[i] for panel in panels.values()) for i in (0, 1))
+    width = 4.2
+    size = (width * len(panels), width * most_rows / most_columns + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    for axes, (title, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.pcolormesh(
+            panel.flip(0),
+            cmap=ListedColormap(list(colours.values())),
+            vmin=-0.5,
+            vmax=len(colours) - 0.5,
+            edgecolors="#8a93a0",
+            linewidth=0.4,
+        )
+        axes.set(title=title, aspect="equal", xticks=[], yticks=[])
+    boxes = [Patch(facecolor=colour, edgecolor="#8a93a0", label=name) for name, colour in colours.items()]
+    figure.legend(handles=boxes, loc="outside lower center", ncols=len(boxes), frameon=False)
+    figure.savefig(path, dpi=100)

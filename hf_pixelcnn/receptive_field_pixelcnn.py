@@ -1,0 +1,98 @@
+"""Which dimensions of an image a prediction depends on."""
+
+import copy
+
+import torch
+
+GRADIENT_AT_PIXEL = 1e200  # far above 1, so that even hundreds of layers do not round a gradient down to 0
+
+
+@torch.no_grad()
+def make_positive(network: torch.nn.Module):
+    """One positive value for all weights of a layer, such that its outputs are a tenth of its inputs and a little."""
+    for parameter in network.parameters():
+        parameter.fill_(0.1 / parameter[0].numel() if parameter.ndim > 1 else 0.1)
+
+
+def read_by_level_logits(distribution, shape: torch.Size, channel: int) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    What the distribution of one channel takes in, found out on random parameters.
+
+    Args:
+        distribution ([`OutputDistribution`]): Of a model.
+        shape (`torch.Size`): Of the parameters of a pixel, with a batch of 1.
+        channel (`int`): The channel.
+
+    Returns:
+        `torch.BoolTensor` of that shape: the parameters of the pixel that it reads; and `torch.BoolTensor` of shape
+        `(channels,)`: the earlier channels of the pixel whose levels it reads.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parameters = torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+    previous = torch.full((1, channel), distribution.num_levels - 1)
+    logits = distribution.level_logits(parameters, channel, previous)
+    weights = torch.rand(logits.shape, dtype=torch.float64, generator=generator)  # so that their sum is no constant
+    (gradient,) = torch.autograd.grad((weights * logits).sum(), parameters)
+    channels = torch.zeros(distribution.num_channels, dtype=torch.bool)
+    for earlier in range(channel):
+        changed = previous.clone()
+        changed[:, earlier] = 0
+        channels[earlier] = not torch.equal(distribution.level_logits(parameters, channel, changed), logits)
+    return gradient != 0, channels
+
+
+def receptive_field(model, row: int, col: int, channel: int = 0) -> torch.BoolTensor:
+    r"""
+    The dimensions that the distribution of one dimension depends on, in an image of `config.image_size`.
+
+    It is the field of the architecture, exactly, and not what trained weights happen to use: a network of the same
+    configuration gets positive weights and reads a positive image, in float64. Then a dimension is in the field if and
+    only if the gradient with respect to it is not 0:
+
+    - Where no path leads, every product of derivatives has a factor that is 0 (a masked weight, the zero padding), so
+      the gradient is 0 exactly.
+    - Where a path leads, nothing cancels it. All features are positive, and every layer increases in each of them: ReLU
+      and ELU have slope 1 there; tanh(a) σ(b) and a σ(b) increase in a > 0 and in b; in concatenated ELUs x and -x meet
+      the same weight, and the slope 1 - e⁻ˣ of their sum is positive. Sums of positive terms are positive, and weights
+      are small enough that no tanh saturates.
+
+    What a distribution reads of its own pixel besides the network's outputs, as mixtures do, is in the field, too.
+
+    Args:
+        model: A `...ForCausalImageModeling` of any family. It is left as it is; its weights play no part.
+        row (`int`), col (`int`), channel (`int`, defaults to 0): The dimension that is predicted, counted from 0.
+
+    Returns:
+        `torch.BoolTensor` of shape `(channels, height, width)`, True inside the field.
+
+    Raises:
+        ValueError: If there is no such dimension.
+
+    ```python
+    >>> field = hf_pixelcnn.receptive_field(model, row=20, col=14)
+    >>> field[0, 20].nonzero().flatten()  # columns that are seen in its own row
+    ```
+    """
+    config = copy.deepcopy(model.config)
+    height, width = config.image_size
+    for name, value, size in [("row", row, height), ("col", col, width), ("channel", channel, config.num_channels)]:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
+            raise ValueError(f"`{name}` must be 0 ... {size - 1}, got {value!r}.")
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        network = type(model)(config).double().eval()
+        make_positive(network)
+        features = network.model.encoding.features
+        image = torch.ones(1, config.num_channels * features, height, width, dtype=torch.float64, requires_grad=True)
+        network.model.encoding.register_forward_hook(lambda module, args, output: image)
+        levels = torch.zeros(1, config.num_channels, height, width, dtype=torch.long)
+        class_ids = torch.tensor([-1]) if config.num_classes else None
+        parameters = network(levels, class_ids=class_ids, return_dict=True).logits
+        pixel = network.output_distribution.pixels(parameters)[:, row, col]
+        read, own_channels = read_by_level_logits(network.output_distribution, pixel.shape, channel)
+        (gradient,) = torch.autograd.grad(pixel[read].sum() * GRADIENT_AT_PIXEL, image)
+    field = (gradient[0] != 0).unflatten(0, (config.num_channels, features)).any(1)
+    field[:, row, col] |= own_channels
+    return field
+
+
+__all__ = ["receptive_field"]

@@ -1,0 +1,140 @@
+"""`receptive_field` against its definition, against perturbation, and against what is known pixel by pixel."""
+
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAMILIES, build_model
+from test_causality import make_non_negative
+from test_causality import receptive_field as field_by_taps
+
+from hf_pixelcnn import receptive_field
+
+
+def fields_by_perturbation(model):
+    """
+    Change one dimension after the other and look where the distributions of levels change: bool
+    `(channels, height, width, channels, height, width)`, what is predicted first.
+    """
+    model = copy.deepcopy(model).double()
+    make_non_negative(model)
+    config, distribution = model.config, model.output_distribution
+    shape = (config.num_channels, *config.image_size)
+    levels = torch.zeros(1, *shape, dtype=torch.long)
+    class_ids = {"class_ids": torch.tensor([0])} if config.num_classes else {}
+    leaf = model.model.encoding(levels, torch.float64).detach().abs() + 0.1
+    image = leaf.clone()
+    model.model.encoding.register_forward_hook(lambda module, args, output: image)
+
+    @torch.no_grad()
+    def predicted():
+        pixels = distribution.pixels(model(torch.zeros_like(levels), **class_ids).logits)[0]
+        previous = levels[0].permute(1, 2, 0)
+        logits = [distribution.level_logits(pixels, c, previous[..., :c]) for c in range(config.num_channels)]
+        return torch.stack(logits)  # (channels, height, width, num_levels)
+
+    before = predicted()
+    fields = torch.zeros(*shape, *shape, dtype=torch.bool)
+    features = model.model.encoding.features
+    for c, i, j in torch.cartesian_prod(*map(torch.arange, shape)).tolist():
+        image[:, c * features : (c + 1) * features, i, j] += 0.5
+        levels[0, c, i, j] = config.num_levels - 1
+        fields[..., c, i, j] = (predicted() != before).any(-1)
+        image.copy_(leaf)
+        levels.zero_()
+    return fields
+
+
+def test_the_field_is_that_of_perturbation(family, variant):
+    model = build_model(family, **variant)
+    fields = fields_by_perturbation(model)
+    for row, column in [(0, 0), (4, 3), (3, 5), (2, 0)]:
+        for channel in range(model.config.num_channels):
+            assert torch.equal(receptive_field(model, row, column, channel), fields[channel, row, column])
+
+
+@pytest.mark.parametrize("family", ["pixelcnn", "gated_pixelcnn"])
+@pytest.mark.parametrize(("height", "width", "depth"), [(7, 10, 1), (9, 9, 3)])
+def test_the_field_is_that_of_the_taps(family, variant, height, width, depth):
+    model = build_model(family, **variant, image_size=[height, width], num_hidden_layers=depth)
+    channel = model.config.num_channels - 1
+    for row, column in [(0, 3), (6, 0), (5, 4)]:
+        expected = field_by_taps(model.config, height, width, row, column, channel)
+        expected[:channel, row, column] = True  # by the network or by the distribution
+        assert torch.equal(receptive_field(model, row, column, channel), expected)
+
+
+def test_the_blind_spot_is_known_pixel_by_pixel():
+    plain = build_model("pixelcnn", first_kernel_size=3, num_hidden_layers=7, image_size=8)
+    gated = build_model("gated_pixelcnn", first_kernel_size=3, num_hidden_layers=8, image_size=8)
+    past = torch.arange(64).view(1, 8, 8) < 4 * 8 + 2
+    blind = [[0, 7], [1, 6], [1, 7], [2, 5], [2, 6], [2, 7], [3, 4], [3, 5], [3, 6], [3, 7]]
+    assert (past & ~receptive_field(plain, 4, 2))[0].nonzero().tolist() == blind
+    assert torch.equal(receptive_field(gated, 4, 2), past)
+
+
+@pytest.mark.parametrize("family", ["pixelcnn", "gated_pixelcnn"])
+@pytest.mark.parametrize("size", [(1, 130), (130, 1)])
+def test_a_very_deep_network_sees_as_far_as_its_depth(family, size):
+    model = build_model(
+        family, first_kernel_size=3, num_hidden_layers=120, image_size=list(size), hidden_size=2, head_hidden_size=2
+    )
+    depth = 121 if family == "pixelcnn" else 120  # the plain one counts blocks
+    field = receptive_field(model, size[0] - 1, size[1] - 1).flatten()
+    assert torch.equal(field, torch.tensor([129 - depth <= i < 129 for i in range(130)]))
+
+
+def test_weights_mode_and_random_numbers_play_no_part_and_are_left_alone(family):
+    model = build_model(family, dropout=0.5, num_classes=2).train()
+    field = receptive_field(model, 3, 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    state, config, draws = copy.deepcopy(model.state_dict()), model.config.to_dict(), torch.get_rng_state()
+    with torch.inference_mode():
+        assert torch.equal(receptive_field(model.bfloat16(), 3, 3), field)
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert model.config.to_dict() == config
+    assert all(torch.equal(tensor, state[name].to(tensor.dtype)) for name, tensor in model.state_dict().items())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_without_weights_has_a_field(family):
+    with torch.device("meta"):
+        model = FAMILIES[family][1](FAMILIES[family][0](image_size=6, num_hidden_layers=2, hidden_size=4))
+    assert receptive_field(model, 0, 1).nonzero().tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize(("row", "column", "channel"), [(5, 0, 0), (0, 6, 0), (0, 0, 1), (-1, 0, 0), (1.0, 0, 0)])
+def test_a_dimension_that_does_not_exist_is_refused(family, row, column, channel):
+    with pytest.raises(ValueError, match=r"`(row|col|channel)` must be 0 \.\.\."):
+        receptive_field(build_model(family), row, column, channel)
+
+
+def test_the_picture_shows_field_and_blind_spot(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location(
+        "receptive_field_script", Path(__file__).parent.parent / "training" / "receptive_field.py"
+    )
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script
+    spec.loader.exec_module(script)
+    for name, depth in [("pixelcnn", 1), ("gated_pixelcnn", 3)]:
+        build_model(name, first_kernel_size=3, num_hidden_layers=depth).config.save_pretrained(tmp_path / name)
+    config = script.AutoConfig.from_pretrained(tmp_path / "pixelcnn")
+    future, beyond, seen, blind, pixel = range(5)
+    assert script.regions(script.unclipped_field(config, 0)).tolist() == [
+        [beyond] * 7,
+        [beyond, seen, seen, seen, seen, seen, beyond],
+        [beyond, seen, seen, seen, seen, blind, beyond],
+        [beyond, seen, seen, pixel, future, future, future],
+    ]
+    words = ["--models", str(tmp_path / "pixelcnn"), str(tmp_path / "gated_pixelcnn"), "--output"]
+    script.main([*words, str(tmp_path / "field.png")])
+    assert "gated_pixelcnn: 24 pixels in the receptive field, 0 in the blind spot" in capsys.readouterr().out
+    assert (tmp_path / "field.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="cannot draw the receptive field of 'nowhere'"):
+        script.main(["--models", "nowhere", "--output", str(tmp_path / "field.png")])

@@ -1,0 +1,90 @@
+r"""
+Draw what the prediction of one pixel depends on, for several models side by side.
+
+    python training/receptive_field.py --output field.png
+    python training/receptive_field.py --models runs/small runs/large --output field.png
+
+Each panel shows the surroundings of a predicted pixel, as far as the model sees: its receptive field, the past beyond
+it, and its blind spot, the part of the past that lies between but is not seen.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from command_line import CommandLineParser, InputError, one_line_errors
+from pictures import draw_regions
+from transformers import AutoConfig, AutoModel
+
+from hf_pixelcnn import receptive_field
+
+REGIONS = ["future", "past out of reach", "receptive field", "blind spot", "predicted pixel"]
+COLOURS = ["#ffffff", "#d9dde3", "#4c8eda", "#e4572e", "#1d2433"]
+MOST_PIXELS = 96  # to each side of the predicted one
+
+
+@dataclass
+class ReceptiveFieldArguments:
+    models: list[str] = field(
+        default_factory=lambda: ["model_cards/pixelcnn-mnist", "model_cards/gated-pixelcnn-mnist"],
+        metadata={"help": "Folders or Hub ids; only their configurations are read."},
+    )
+    channel: int = field(default=0, metadata={"help": "Colour channel that is predicted."})
+    output: str = field(default="receptive_field.png", metadata={"help": "PNG file to write."})
+
+
+def unclipped_field(config, channel: int) -> torch.Tensor:
+    """The field of a pixel with one pixel more than it sees above and on both sides: bool `(n + 1, 2 n + 1)`."""
+    margin = 4
+    while True:
+        config.image_size = [margin + 1, 2 * margin + 1]
+        with torch.device("meta"):  # no weights are needed
+            model = AutoModel.from_config(config)
+        seen = receptive_field(model, margin, margin, channel).any(0)
+        rows, columns = seen.nonzero().T
+        reach = max(margin - int(rows.min()), int((columns - margin).abs().max())) if len(rows) else 0
+        if reach < margin or margin >= MOST_PIXELS:
+            most = min(reach + 1, margin)
+            return seen[margin - most :, margin - most : margin + most + 1]
+        margin = min(2 * margin, MOST_PIXELS)
+
+
+def regions(seen: torch.Tensor) -> torch.Tensor:
+    """Index into `REGIONS` of each pixel around the middle of the last row: `(n + 1, 2 n + 1)`."""
+    height, width = seen.shape
+    middle = width // 2
+    past = torch.arange(height * width).view(height, width) < (height - 1) * width + middle
+    rows, columns = seen.nonzero().T
+    found = past.long()
+    if len(rows):
+        reach = int((columns - middle).abs().max())
+        found[int(rows.min()) :, middle - reach : middle + reach + 1] *= REGIONS.index("blind spot")
+    found[seen] = REGIONS.index("receptive field")
+    found[-1, middle] = REGIONS.index("predicted pixel")
+    return found
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    (args,) = CommandLineParser(ReceptiveFieldArguments).parse(arguments)
+    if not Path(args.output).parent.is_dir():
+        raise InputError(f"cannot write {args.output}: its folder does not exist.")
+    fields = {}
+    for path in args.models:
+        try:
+            fields[Path(path).name] = unclipped_field(AutoConfig.from_pretrained(path), args.channel)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot draw the receptive field of {path!r}: {error}") from error
+    most = max(len(seen) for seen in fields.values())
+    panels = {}
+    for name, seen in fields.items():
+        missing = most - len(seen)
+        panels[name] = regions(F.pad(seen, (missing, missing, missing, 0)))
+        counts = panels[name].flatten().bincount(minlength=len(REGIONS)).tolist()
+        print(f"{name}: {counts[2]} pixels in the receptive field, {counts[3]} in the blind spot")
+    draw_regions(panels, dict(zip(REGIONS, COLOURS, strict=True)), args.output)
+
+
+if __name__ == "__main__":
+    main()
