@@ -18,6 +18,7 @@ import math
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -35,7 +36,7 @@ from tqdm.auto import tqdm
 from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
 from hf_pixelcnn.compression import batches, read_stream
 
-MAX_NAME_BYTES = 256  # in a file system
+MAX_NAME_BYTES = 250  # file systems take 255, with the new suffix
 
 
 @dataclass
@@ -102,7 +103,8 @@ def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str
     """
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in Image.registered_extensions())
+        suffixes = Image.registered_extensions()
+        files = sorted(x for x in path.iterdir() if x.suffix.lower() in suffixes and not x.name.startswith("."))
     if not files:
         raise InputError(f"there is no image in {path}.")
     levels, changed = [], 0
@@ -124,7 +126,17 @@ def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str
     return [file.name for file in files], torch.cat(levels), changed
 
 
+def check_names(names: list[str]):
+    """Raise unless these are the bare names of files, of any system: whoever wrote a stream chose its names."""
+    for name in names:
+        is_bare = name and name[0] != "." and name.isprintable() and not set(name) & set("/\\:")
+        if not is_bare or len(name.encode()) > MAX_NAME_BYTES:
+            raise InputError(f"{name[:80]!r} cannot be the name of a file in a stream.")
+
+
 def pack_names(names: list[str]) -> bytes:
+    """The names of the files as the comment of a stream."""
+    check_names(names)
     return zlib.compress("\n".join(names).encode())
 
 
@@ -133,23 +145,24 @@ def unpack_names(comment: bytes, count: int) -> list[str]:
     The names of the files in a stream, as names of PNG files; numbers for a stream that carries none.
 
     Raises:
-        InputError: If there are too few or too many, or one could lead out of a folder: whoever wrote the stream chose
-        them.
+        InputError: If there are too few or too many, two are the same, or one could lead out of a folder.
     """
     if not comment:
         return [f"{index:05d}.png" for index in range(count)]
     try:
-        text = zlib.decompressobj().decompress(comment, max_length=MAX_NAME_BYTES * count)
-        names = text.decode().split("\n")
+        unpacker = zlib.decompressobj()
+        names = unpacker.decompress(comment, max_length=(MAX_NAME_BYTES + 1) * count).decode().split("\n")
     except (zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"the names of the files in the stream cannot be read: {error}.") from error
-    for name in names:
-        if not name or name.startswith(".") or any(c in "/\\:\0" or not c.isprintable() for c in name):
-            raise InputError(f"{name!r} in the stream is not the bare name of a file.")
-    if len(names) != count:
-        raise InputError(f"the stream has {count} images, but names of {len(names)}.")
+    check_names(names)
+    if unpacker.unconsumed_tail or len(names) != count:
+        raise InputError(f"the stream has {count} images, but not as many names.")
     stems = [PurePath(name).stem for name in names]
-    return [f"{stem if stems.count(stem) == 1 else name}.png" for stem, name in zip(stems, names, strict=True)]
+    uses = Counter(stems)
+    names = [f"{stem if uses[stem] == 1 else name}.png" for stem, name in zip(stems, names, strict=True)]
+    if len(set(names)) != count:
+        raise InputError("two images of the stream have the same name.")
+    return names
 
 
 def compress_files(args: CompressArguments):
@@ -161,9 +174,10 @@ def compress_files(args: CompressArguments):
         raise InputError(f"there is no file or folder {source}.")
     model, processor = load_with_processor(args)
     names, levels, changed = read_images(source, processor)
+    comment = pack_names(names)
     class_ids = args.class_id if model.config.num_classes or args.class_id != -1 else None
     try:
-        data = compress(model, levels, class_ids, comment=pack_names(names), verify=args.verify, show_progress=True)
+        data = compress(model, levels, class_ids, comment=comment, verify=args.verify, show_progress=True)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(str(error)) from error
     output.write_bytes(data)
@@ -183,10 +197,10 @@ def open_stream(args) -> tuple:
     """Images and their names in the file `args.input`."""
     data = read_bytes(args.input)
     try:
-        stream = read_stream(data)
-        names = unpack_names(stream.comment, stream.header.shape[0])
+        comment = read_stream(data).comment
         model, processor = load_with_processor(args)
         levels = decompress(model, data, show_progress=True)
+        names = unpack_names(comment, len(levels))
     except (ValueError, ImportError) as error:
         raise InputError(f"{args.input}: {error}") from error
     return names, levels, processor
@@ -194,7 +208,9 @@ def open_stream(args) -> tuple:
 
 def decompress_file(args: DecompressArguments):
     output = Path(args.output)
-    is_file = output.suffix.lower() == ".png"
+    is_file = output.suffix.lower() in Image.registered_extensions()
+    if is_file and output.suffix.lower() != ".png":
+        raise InputError(f"cannot write {output}: only PNG keeps every pixel and every number of channels.")
     if not output.parent.is_dir():
         raise InputError(f"cannot write {output}: its folder does not exist.")
     if not is_file and output.exists() and (not output.is_dir() or any(output.iterdir())):

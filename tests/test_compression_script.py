@@ -1,0 +1,163 @@
+"""training/compress.py: image files to one stream and back, and every mistake answered in one line."""
+
+import json
+import zlib
+from pathlib import Path
+
+import compress as script
+import numpy as np
+import pytest
+from command_line import InputError
+from conftest import build_model
+from PIL import Image
+
+import hf_pixelcnn
+from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn.compression import read_stream
+
+DIGITS = str(Path(__file__).parent / "data" / "mnist_digits")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Folder of a model of all 256 levels, and one of 7 images of 6×5 pixels."""
+    build_model("gated_pixelcnn", num_levels=256).save_pretrained(tmp_path / "model")
+    PixelCNNImageProcessor(num_levels=256).save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(256, size=(7, 5, 6), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "images" / f"photo {index}.{'bmp' if index == 3 else 'png'}")
+    return tmp_path / "model", tmp_path / "images"
+
+
+def run(*words):
+    script.main([str(word) for word in words])
+
+
+def test_a_folder_comes_back_pixel_by_pixel_under_its_names(saved, tmp_path, capsys):
+    model, images = saved
+    stream, restored = tmp_path / "x.pxc", tmp_path / "restored"
+    run("compress", "--model", model, "--input", images, "--output", stream, "--verify", "true")
+    assert "note:" not in capsys.readouterr().out
+    run("verify", "--model", model, "--input", stream)
+    assert "is sound: 7 images" in capsys.readouterr().out
+    run("decompress", "--model", model, "--input", stream, "--output", restored)
+    for file in images.iterdir():
+        restored_file = restored / f"{file.stem}.png"
+        assert np.array_equal(np.asarray(Image.open(file)), np.asarray(Image.open(restored_file)))
+    assert len(list(restored.iterdir())) == 7
+
+
+def test_one_file_comes_back_as_one_file(saved, tmp_path):
+    model, images = saved
+    run("compress", "--model", model, "--input", images / "photo 2.png", "--output", tmp_path / "x.pxc")
+    run("decompress", "--model", model, "--input", tmp_path / "x.pxc", "--output", tmp_path / "back.png")
+    assert np.array_equal(*(np.asarray(Image.open(p)) for p in (images / "photo 2.png", tmp_path / "back.png")))
+
+
+def test_what_levels_do_not_keep_is_said(saved, tmp_path, capsys):
+    model, images = saved
+    build_model("gated_pixelcnn", num_classes=2).save_pretrained(model)
+    PixelCNNImageProcessor(num_levels=2).save_pretrained(model)
+    Image.fromarray(np.full((5, 6), 255, dtype=np.uint8)).save(images / "white.png")  # white stays white
+    words = ["--model", model, "--input", images, "--output", tmp_path / "x.pxc"]
+    run("compress", *words)
+    assert "note: 7 of 8 images have pixels that the model's 2 levels do not keep" in capsys.readouterr().out
+    run("compress", *words, "--class_id", 1)
+    with pytest.raises(SystemExit, match="`class_ids` must be 0"):
+        run("compress", *words, "--class_id", 2)
+
+
+def test_measuring_reports_size_and_time(saved, tmp_path, capsys):
+    model, _ = saved
+    build_model("gated_pixelcnn", num_classes=10).save_pretrained(model)
+    PixelCNNImageProcessor(num_levels=2, size=6).save_pretrained(model)
+    words = ["--dataset", DIGITS, "--split", "test[:20]", "--cache_dir", tmp_path / "cache"]
+    run("measure", "--model", model, *words, "--output", tmp_path / "codec.json")
+    assert "restored exactly: True" in capsys.readouterr().out
+    results = json.loads((tmp_path / "codec.json").read_text())
+    assert results["num_dims"] == 20 * 36
+    assert 1 < results["overhead"] < 1 + 64 / (720 * results["model_bits_per_dim"])
+    assert results["seconds"].keys() == {"compress", "decompress", "sample"}
+
+
+def test_bits_of_classes_are_those_of_the_adaptive_code():
+    import torch
+
+    class_ids, counts, expected = torch.tensor([2, 2, -1, 0, 2]), np.ones(4), 0.0
+    for class_id in class_ids.tolist():
+        expected -= np.log2(counts[class_id + 1] / counts.sum())
+        counts[class_id + 1] += 1
+    assert script.adaptive_bits(class_ids, num_classes=3) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["../up.png", "/root.png", "a/b.png", "a\\b.png", "C:x.png", "", ".hidden", "two\nlines", "a\0b", "x" * 300],
+)
+def test_a_stream_chooses_no_path(names):
+    with pytest.raises(InputError):
+        script.unpack_names(zlib.compress(names.encode()), 1)
+    with pytest.raises(InputError):
+        script.pack_names([names])
+
+
+def test_names_that_would_collide_are_kept_apart():
+    comment = script.pack_names(["a.png", "a.bmp", "b.gif", "a"])
+    assert script.unpack_names(comment, 4) == ["a.png.png", "a.bmp.png", "b.png", "a.png"]
+    comment = script.pack_names(["a.png", "a.png"])
+    with pytest.raises(InputError):
+        script.unpack_names(comment, 2)
+    assert script.unpack_names(b"", 2) == ["00000.png", "00001.png"]
+    for comment in (b"no zlib", zlib.compress(b"\xff"), zlib.compress(b"a" * 10**6)):
+        with pytest.raises(InputError):
+            script.unpack_names(comment, 1)
+
+
+def test_bad_input_is_answered_in_one_line(saved, tmp_path):
+    model, images = saved
+    stream, other = tmp_path / "x.pxc", tmp_path / "other"
+    run("compress", "--model", model, "--input", images, "--output", stream)
+    damaged = tmp_path / "damaged.pxc"
+    damaged.write_bytes(stream.read_bytes()[:-1])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no image")
+    build_model("gated_pixelcnn", num_levels=256, seed=1).save_pretrained(other)
+    no_processor = tmp_path / "no_processor"
+    build_model("gated_pixelcnn").save_pretrained(no_processor)
+    PixelCNNImageProcessor(num_levels=256).save_pretrained(other)
+    pack = ["compress", "--model", model, "--output", tmp_path / "y.pxc", "--input"]
+    unpack = ["decompress", "--model", model, "--output", tmp_path / "z", "--input"]
+    for words, text in [
+        ([], "the first word must be one of"),
+        (["shrink"], "the first word must be one of"),
+        ([*pack, tmp_path / "nothing"], "there is no file or folder"),
+        ([*pack, tmp_path / "empty"], "there is no image"),
+        ([*pack, tmp_path / "text.png"], "cannot use"),
+        ([*pack, images, "--class_id", "3"], "unconditional"),
+        (["compress", "--model", model, "--input", images, "--output", "nowhere/x.pxc"], "its folder does not exist"),
+        (["compress", "--model", no_processor, "--input", images, "--output", "x.pxc"], "no image processor"),
+        ([*unpack, tmp_path / "nothing"], "cannot read"),
+        ([*unpack, damaged], "is cut"),
+        (["decompress", "--model", other, "--input", stream, "--output", tmp_path / "z"], "weights are others"),
+        (["decompress", "--model", model, "--input", stream, "--output", tmp_path / "z.png"], "must be a folder"),
+        (["decompress", "--model", model, "--input", stream, "--output", tmp_path / "z.jpg"], "only PNG"),
+        (["decompress", "--model", model, "--input", stream, "--output", images], "must be a new or empty folder"),
+        (["verify", "--model", model, "--input", images / "photo 1.png"], "no compressed stream"),
+    ]:
+        with pytest.raises(SystemExit, match=text) as error:
+            run(*words)
+        assert "\n" not in str(error.value)
+    Image.new("L", (9, 9)).save(images / "photo x.png")
+    with pytest.raises(SystemExit, match=r"gives 6×5 pixels and photo x\.png 9×9"):
+        run(*pack, images)
+    assert not (tmp_path / "y.pxc").exists()
+    assert not (tmp_path / "z").exists()
+
+
+def test_a_file_is_exactly_what_the_library_reads(saved, tmp_path):
+    model, images = saved
+    run("compress", "--model", model, "--input", images, "--output", tmp_path / "x.pxc")
+    data = (tmp_path / "x.pxc").read_bytes()
+    levels = hf_pixelcnn.decompress(hf_pixelcnn.GatedPixelCNNForCausalImageModeling.from_pretrained(model), data)
+    assert list(levels.shape) == read_stream(data).header.shape == [7, 1, 5, 6]
