@@ -5,6 +5,7 @@ import torch
 from benchmark import noise_rule_violations
 from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
 
+from hf_pixelcnn import CompressedStreamError, compress, decompress
 from hf_pixelcnn.generation_pixelcnn import draw_noise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -66,3 +67,12 @@ def test_training_compiles(family):
         loss = torch.compile(model, fullgraph=True)(**inputs, labels=inputs["pixel_values"]).loss
     loss.backward()
     torch.testing.assert_close(loss, model(**inputs, labels=inputs["pixel_values"]).loss, rtol=0.05, atol=0.05)
+
+
+def test_compressed_images_come_back_on_the_gpu_that_compressed_them(family, variant):
+    model = build_model(family, **variant).cuda()
+    inputs = random_inputs(model, batch=5)
+    data = compress(model, inputs["pixel_values"].cuda(), inputs.get("class_ids"))
+    assert torch.equal(decompress(model, data).cpu(), inputs["pixel_values"])
+    with pytest.raises(CompressedStreamError, match="it was made on"):
+        decompress(model.cpu(), data)

@@ -150,13 +150,13 @@ def unpack_names(comment: bytes, count: int) -> list[str]:
     if not comment:
         return [f"{index:05d}.png" for index in range(count)]
     try:
-        unpacker = zlib.decompressobj()
-        names = unpacker.decompress(comment, max_length=(MAX_NAME_BYTES + 1) * count).decode().split("\n")
+        text = zlib.decompressobj().decompress(comment, max_length=(MAX_NAME_BYTES + 1) * count)  # not more than fits
+        names = text.decode().split("\n")
     except (zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"the names of the files in the stream cannot be read: {error}.") from error
     check_names(names)
-    if unpacker.unconsumed_tail or len(names) != count:
-        raise InputError(f"the stream has {count} images, but not as many names.")
+    if len(names) != count:
+        raise InputError(f"the stream has {count} images, but {len(names)} names.")
     stems = [PurePath(name).stem for name in names]
     uses = Counter(stems)
     names = [f"{stem if uses[stem] == 1 else name}.png" for stem, name in zip(stems, names, strict=True)]
