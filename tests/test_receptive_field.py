@@ -104,8 +104,9 @@ def test_weights_mode_and_random_numbers_play_no_part_and_are_left_alone(family)
 
 
 def test_a_model_without_weights_has_a_field(family):
+    config = build_model(family).config
     with torch.device("meta"):
-        model = FAMILIES[family][1](FAMILIES[family][0](image_size=6, num_hidden_layers=2, hidden_size=4))
+        model = FAMILIES[family][1](config)
     assert receptive_field(model, 0, 1).nonzero().tolist() == [[0, 0, 0]]
 
 
