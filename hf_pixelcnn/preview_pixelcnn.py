@@ -70,9 +70,11 @@ class LivePreview:
             self.show(self.image())
 
     def image(self) -> Image.Image:
-        """The grid as it is now."""
+        """The grid as it is now, enlarged by the whole number that makes it at least 320 pixels wide."""
         grid = self.pixels.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # (height, width, channels)
-        return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+        image = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+        scale = math.ceil(320 / image.width)
+        return image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
 
 
 __all__ = ["LivePreview"]

@@ -144,8 +144,8 @@ def test_a_live_preview_shows_the_picture_growing():
     pictures = []
     preview = LivePreview(processor, num_images=3, image_size=(5, 6), every=2, show=pictures.append)
     levels = model.generate(num_images=3, generator=seeded(), max_batch_size=2, streamer=preview)
-    assert [picture.size for picture in pictures] == [(12, 10)] * 6  # after rows 2, 4 and 5, for both parts
-    first, last = (torch.tensor(np.asarray(pictures[i])) for i in (0, -1))
+    assert [picture.size for picture in pictures] == [(324, 270)] * 6  # after rows 2, 4 and 5, for both parts
+    first, last = (torch.tensor(np.asarray(pictures[i]))[::27, ::27] for i in (0, -1))  # 27 times enlarged
     drawn = processor.post_process(levels, output_type="pt").permute(0, 2, 3, 1)
     assert torch.equal(first[:2, :6], drawn[0, :2])
     assert (first[2:5] == 128).all()
