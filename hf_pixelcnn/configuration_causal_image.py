@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 MAX_SCALED_LEVELS = 256
 MAX_EMBEDDED_LEVELS = 16384
+FORMAT_VERSION = 1  # of `config.json`; raised when files written from then on mean something else to older code
 
 
 def as_height_and_width(image_size: int | list[int] | tuple[int, ...]) -> list[int]:
@@ -50,6 +51,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
         input_encoding (`str`, defaults to `"scaled"`):
             `"scaled"` maps levels to [-1, 1]; `"embedding"` gives every level of every channel a learned vector, for
             symbols without an order such as VQ-VAE codes.
+        format_version (`int`, defaults to 1):
+            Version of the meaning of the fields and weights; a saved model of a newer one is refused.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has the wrong type or a value that no network can be
@@ -69,6 +72,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
     num_classes: int = 0
     output_distribution: str | None = None
     input_encoding: str = "scaled"
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
         self.image_size = as_height_and_width(self.image_size)
@@ -82,8 +86,22 @@ class CausalImageModelingConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but fields given as keywords are checked together with the saved ones."""
+        r"""
+        As in transformers, but fields given as keywords are checked together with the saved ones, and another
+        `num_classes` drops the saved names of classes.
+
+        Raises:
+            ValueError: If `config_dict` was written by a newer version of this code.
+        """
+        if config_dict.get("format_version", 1) > FORMAT_VERSION:
+            raise ValueError(
+                f"The saved config has `format_version` {config_dict['format_version']}; this version of hf_pixelcnn "
+                f"reads up to {FORMAT_VERSION}. Update the package."
+            )
         overrides = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
+        num_classes = config_dict.get("num_classes", 0)
+        if overrides.get("num_classes", num_classes) != num_classes:
+            config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     @property

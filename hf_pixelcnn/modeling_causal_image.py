@@ -1,9 +1,11 @@
 """What the models of all families share: pixel encoding, class conditioning, head, initialisation, likelihood."""
 
+import pickle
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -145,8 +147,34 @@ class CausalImagePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
-        """As in transformers, but only an explicit `use_safetensors=False` reads (and so unpickles) a `.bin` file."""
-        return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+        r"""
+        As in transformers, but only an explicit `use_safetensors=False` reads a `.bin` file, and pickled code in it is
+        never run.
+
+        Raises:
+            OSError: If there is no such model, or its weights are damaged, or not there as safetensors.
+        """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        try:
+            return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {str(name)!r} are damaged or cut off ({error}): download or copy them again "
+                "(from the Hub with `force_download=True`)."
+            ) from error
+        except pickle.UnpicklingError as error:
+            raise OSError(
+                f"The weights of {str(name)!r} contain pickled code, which could do anything and is not run. Where you "
+                "trust their author, `model = AutoModel.from_config(config)`, `model.load_state_dict(torch.load(file, "
+                "weights_only=False))` and `model.save_pretrained(folder)` convert them to safetensors."
+            ) from error
+        except OSError as error:
+            if use_safetensors is not False and "model.safetensors" in str(error):
+                raise OSError(
+                    f"{error} Weights in a `.bin` file are read only when asked for, with `use_safetensors=False`; "
+                    "`save_pretrained` then converts them."
+                ) from error
+            raise
 
     def masked_state_dict(self, state_dict: dict | None = None) -> dict:
         """The weights, or others of this model, with zeros where a mask hides them: what a saved file contains."""

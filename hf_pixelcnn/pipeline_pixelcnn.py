@@ -1,5 +1,6 @@
 """`pipeline("unconditional-image-generation", model=...)`: images in one line."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import Pipeline
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file, logging
+
+from .image_processing_pixelcnn import PixelCNNImageProcessor
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -29,13 +34,40 @@ class PixelCNNImagePipeline(Pipeline):
     >>> pipe = pipeline("unconditional-image-generation", model="model_cards/gated-pixelcnn-mnist")
     >>> pipe(class_ids="7", num_images=16).images[0].save("seven.png")
     ```
+
+    Of a model without a saved image processor it makes one that has the model's channels and levels, and says so.
     """
 
-    _load_image_processor = True
+    _load_image_processor = None  # if that fails, see `__init__`
     _load_processor = False
     _load_tokenizer = False
     _load_feature_extractor = False
     _load_video_processor = False
+
+    def __init__(self, model, *args, image_processor=None, **kwargs):
+        image_processor = image_processor or self.find_image_processor(model)
+        super().__init__(model, *args, image_processor=image_processor, **kwargs)
+
+    @staticmethod
+    def find_image_processor(model) -> PixelCNNImageProcessor:
+        """The image processor saved with a model, or else the one that its config describes."""
+        config, name = model.config, model.name_or_path
+        path = name and cached_file(
+            name,
+            "preprocessor_config.json",
+            local_files_only=True,  # what is there has just been asked for
+            revision=getattr(config, "_commit_hash", None),
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path:
+            return PixelCNNImageProcessor.from_pretrained(os.path.dirname(path))
+        logger.warning(
+            f"{name or 'The model'} has no image processor (preprocessor_config.json). Using one for "
+            f"{config.num_levels} levels of equal width and {config.num_channels} channel(s), as the config says; "
+            "whether the model was trained on such levels is not known."
+        )
+        return PixelCNNImageProcessor(num_levels=config.num_levels, num_channels=config.num_channels)
 
     def __call__(
         self,

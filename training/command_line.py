@@ -14,7 +14,9 @@ class InputError(Exception):
 
 
 class CommandLineParser(HfArgumentParser):
-    """`HfArgumentParser` whose errors are one line instead of a page of usage."""
+    """`HfArgumentParser` whose errors are one line instead of a page of usage; `recipe` is the text of `--config`."""
+
+    recipe: str | None = None
 
     def __init__(self, dataclass_types, **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
@@ -57,7 +59,8 @@ class CommandLineParser(HfArgumentParser):
             raise InputError("`--config` needs the path of a YAML file.")
         try:
             with open(path, encoding="utf-8") as file:
-                recipe = yaml.safe_load(file) or {}
+                self.recipe = file.read()
+            recipe = yaml.safe_load(self.recipe) or {}
         except OSError as error:
             raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
+from transformers import PreTrainedModel
 
 
 def images_of_levels(levels: torch.Tensor, num_levels: int) -> list[Image.Image]:
@@ -45,6 +47,23 @@ def image_grid(
         grid.paste(image, (index % columns * (width + gap), index // columns * (height + gap)))
     scale = math.ceil(least_width / grid.width)
     return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
+
+
+@torch.no_grad()
+def draw_samples(model: PreTrainedModel, processor, num_images: int, seed: int, path: Path):
+    """Draw a grid of `num_images` samples; of a conditional model, as many whole rows of one class as they fill."""
+    class_ids, columns = None, None
+    if num_classes := model.config.num_classes:
+        columns = max(1, num_images // num_classes)
+        class_ids = torch.arange(min(num_classes, num_images)).repeat_interleave(columns)
+    levels = model.generate(
+        num_images=num_images if class_ids is None else len(class_ids),
+        class_ids=class_ids,
+        generator=torch.Generator().manual_seed(seed),
+        show_progress=True,
+    )
+    images = processor.post_process(levels) if processor else images_of_levels(levels, model.config.num_levels)
+    image_grid(images, columns).save(path)
 
 
 def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = None):

@@ -238,8 +238,9 @@ class PixelCNNTrainer(Trainer):
         return torch.stack((nats, nats.new_tensor(count), nats.new_tensor(num_dims)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Save the averaged model, if there is one; a checkpoint (`_internal_call`) gets raw weights and average."""
-        if not _internal_call:
+        """Save the averaged model, if there is one; a `checkpoint-N` gets the raw weights, and the average too."""
+        is_checkpoint = _internal_call and output_dir is not None  # without a folder it is `push_to_hub` that calls
+        if not is_checkpoint:
             with self.averaged_weights():
                 super().save_model(output_dir, _internal_call)
             return

@@ -8,10 +8,12 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from hf_pixelcnn import PixelCNNImageProcessor
 
 
-def load_model(path: str) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
-    """Model (in float32) and image processor (`None` if there is none) of a checkpoint."""
+def load_model(
+    path: str, dtype: torch.dtype | str = torch.float32
+) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
+    """Model (`dtype="auto"`: in the dtype it was saved in) and image processor (`None` if there is none)."""
     try:
-        model = AutoModel.from_pretrained(path, dtype=torch.float32)
+        model = AutoModel.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load a model from {path!r}: {error}") from error
     try:

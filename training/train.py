@@ -9,7 +9,7 @@ A recipe holds values for any of the arguments below (`--help`), which the comma
 
 The output folder gets the model (with `--ema_decay`, the averaged one) and its image processor, loadable with
 `AutoModel` and `AutoImageProcessor`, `results.json` (the score of the whole evaluation split, computed from the saved
-files in float32), `samples.png`, `loss_curve.png`, and a `checkpoint-N` for each epoch, from which
+files in float32), `recipe.yaml`, `samples.png`, `loss_curve.png`, and a `checkpoint-N` for each epoch, from which
 `--resume_from_checkpoint last` continues exactly. A folder that holds another run is left alone.
 """
 
@@ -18,7 +18,6 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import torch
 from command_line import CommandLineParser, InputError, one_line_errors
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
@@ -31,7 +30,7 @@ from image_data import (
     load_split,
     num_channels_of,
 )
-from pictures import draw_loss_curve, image_grid, images_of_levels
+from pictures import draw_loss_curve, draw_samples
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 from run_record import keep_freed_memory, run_facts, write_json
 from saved_models import load_model
@@ -250,23 +249,6 @@ def check_same_model(model: PreTrainedModel, checkpoint: str):
             raise InputError(f"{checkpoint} has {name}={theirs!r}, this run {ours!r}: it cannot be resumed.")
 
 
-@torch.no_grad()
-def draw_samples(model: PreTrainedModel, processor, num_images: int, seed: int, path: Path):
-    """Draw a grid of `num_images` samples; of a conditional model, as many whole rows of one class as they fill."""
-    class_ids, columns = None, None
-    if num_classes := model.config.num_classes:
-        columns = max(1, num_images // num_classes)
-        class_ids = torch.arange(min(num_classes, num_images)).repeat_interleave(columns)
-    levels = model.generate(
-        num_images=num_images if class_ids is None else len(class_ids),
-        class_ids=class_ids,
-        generator=torch.Generator().manual_seed(seed),
-        show_progress=True,
-    )
-    images = processor.post_process(levels) if processor else images_of_levels(levels, model.config.num_levels)
-    image_grid(images, columns).save(path)
-
-
 @one_line_errors
 def main(arguments: list[str] | None = None):
     start = time.perf_counter()
@@ -294,6 +276,8 @@ def main(arguments: list[str] | None = None):
 
     # From here on with the saved files alone: the numbers belong to what others will load.
     output = Path(args.output_dir)
+    if parser.recipe is not None:
+        (output / "recipe.yaml").write_text(parser.recipe, encoding="utf-8")
     draw_loss_curve(
         trainer.state.log_history, output / "loss_curve.png", f"{data_args.dataset}, {model.config.model_type}"
     )
