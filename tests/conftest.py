@@ -2,7 +2,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test needs the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test needs the network
 
 sys.path.append(str(Path(__file__).parent.parent / "training"))  # scripts, whose functions tests import
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import yaml
 from command_line import CommandLineParser, InputError, one_line_errors
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from pictures import draw_samples
@@ -370,12 +370,15 @@ def push_folder(folder: Path, args: PublishArguments) -> str:
             raise InputError(f"{args.repo_id} exists and is public: make it private on the Hub, or drop --private.")
         if args.revision:
             api.create_branch(args.repo_id, branch=args.revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=args.repo_id,
-            folder_path=folder,
-            revision=args.revision,
+        files = {path.name: path for path in folder.iterdir()}
+        gone = set(api.list_repo_files(args.repo_id, revision=args.revision)) - set(files) - {".gitattributes"}
+        # Not `upload_folder`, which may split its work into several commits.
+        commit = api.create_commit(
+            args.repo_id,
+            [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
+            + [CommitOperationDelete(name) for name in sorted(gone)],
             commit_message=args.commit_message,
-            delete_patterns="*",
+            revision=args.revision,
         )
     return commit.commit_url
 
