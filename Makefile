@@ -1,12 +1,17 @@
 # `make demo` and `make test` set everything up by themselves, virtual environment included.
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+OLDEST := .venv-oldest
+CORE_TESTS := $(addprefix tests/test_, $(addsuffix .py, accelerate bad_input causality checkpoints configuration \
+	hub image_processing likelihood modeling pipeline sampling training))
 
-.PHONY: help install demo test lint benchmark clean
+.PHONY: help install demo test test-oldest lint benchmark cards clean
 
 help:
 	@echo "make demo       train on bundled digits for at most 4 minutes, draw new ones into demo/"
 	@echo "make test       run the tests"
+	@echo "make test-oldest  run the core tests with the oldest transformers and huggingface_hub that are supported"
+	@echo "make cards      bring the folders in model_cards/ up to date with the code"
 	@echo "make benchmark  time sampling against the forward pass"
 	@echo "make lint       ruff"
 	@echo "make clean      remove the virtual environment and what runs have written"
@@ -25,6 +30,23 @@ demo: install
 test: install
 	$(PYTHON) -m pytest
 
+# A second environment that sees the packages of the first one, torch above all, except those it has itself.
+$(OLDEST)/.installed: $(VENV)/.installed constraints-oldest.txt
+	rm -rf $(OLDEST)
+	python3 -m venv $(OLDEST)
+	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r constraints-oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -e .
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest $(CORE_TESTS)
+
+cards: install
+	set -e; for config in model_cards/*/config.json; do \
+		$(PYTHON) training/publish.py --model $$(dirname $$config) --output_dir $$(dirname $$config); done
+
 benchmark: install
 	$(PYTHON) training/benchmark.py
 
@@ -33,4 +55,4 @@ lint: install
 	$(PYTHON) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) demo runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(OLDEST) demo runs .pytest_cache .ruff_cache *.egg-info

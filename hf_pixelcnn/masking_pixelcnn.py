@@ -81,8 +81,8 @@ class CausalConv2d(nn.Conv2d):
     ):
         super().__init__(in_channels, out_channels, kernel_size, bias=bias)
         self.padding_sides = padding_sides
-        mask = self.build_mask()
-        self.register_buffer("mask", None if mask is None else mask.to(self.weight.device), persistent=False)
+        mask = self.build_mask()  # not on the weight's device, which is meta in accelerate's `init_empty_weights`
+        self.register_buffer("mask", None if mask is None else mask.to(torch.get_default_device()), persistent=False)
 
     def build_mask(self) -> torch.Tensor | None:
         """The mask, from static facts only: the layer may be on the meta device, and loading discards buffers."""
@@ -132,6 +132,8 @@ class MaskedConv2d(CausalConv2d):
         num_channels: int = 1,
         bias: bool = True,
     ):
+        if not isinstance(kernel_size, int):  # libraries that wrap convolutions may take this for an `nn.Conv2d`
+            raise TypeError(f"`kernel_size` of a masked convolution must be an int, got {kernel_size}.")
         self.mask_type, self.num_channels, self.reach = mask_type, num_channels, kernel_size // 2
         super().__init__(in_channels, out_channels, kernel_size, (self.reach, self.reach, self.reach, 0), bias)
 

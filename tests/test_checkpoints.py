@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import FAMILIES, VARIANTS, build_model, random_inputs
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
 from hf_pixelcnn import PixelCNNImageProcessor
@@ -219,6 +219,67 @@ def test_a_bin_file_is_read_only_when_asked_for(family, tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path, use_safetensors=False)
     inputs = random_inputs(model)
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_bin_file_that_is_left_out_is_mentioned(family, tmp_path):
+    model = build_model(family)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="read only when asked for, with `use_safetensors=False`"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("code from the checkpoint ran",)
+
+
+def test_pickled_code_is_refused_and_the_way_to_convert_it_works(family, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = build_model(family)
+    model.config.save_pretrained(tmp_path)
+    torch.save({**model.state_dict(), "extra": RunsCode()}, "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"contain pickled code.*is not run.*`model.save_pretrained\(folder\)` convert"):
+        AutoModel.from_pretrained(tmp_path, use_safetensors=False)
+    assert not os.path.exists("code from the checkpoint ran")
+    converted = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path))
+    torch.save(model.state_dict(), "pytorch_model.bin")
+    converted.load_state_dict(torch.load("pytorch_model.bin", weights_only=False))
+    converted.save_pretrained(tmp_path / "converted")
+    inputs = random_inputs(model)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "converted")(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_weights_that_were_cut_off_are_damaged_and_never_loaded(family, tmp_path, share):
+    build_model(family).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    with pytest.raises(OSError, match=f"weights of '{tmp_path}' are damaged or cut off"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def test_a_config_of_a_newer_format_is_refused_by_its_version(family, tmp_path):
+    model = build_model(family)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 1
+    change_config(tmp_path, format_version=None)  # as before there was one
+    assert AutoModel.from_pretrained(tmp_path).config.format_version == 1
+    change_config(tmp_path, format_version=7, hidden_size="from another time")
+    with pytest.raises(ValueError, match=r"has `format_version` 7.*reads up to 1. Update the package"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_an_unknown_model_type_is_named(tmp_path):
+    build_model("pixelcnn").save_pretrained(tmp_path)
+    change_config(tmp_path, model_type="pixelrnn", auto_map=None)
+    with pytest.raises(ValueError, match="model type `pixelrnn`"):
+        AutoModel.from_pretrained(tmp_path)
 
 
 def test_loading_runs_no_code_from_the_folder(family, tmp_path):

@@ -40,6 +40,7 @@ def run(command, hub, folder, home, **options):
 
 def client(what, hub, folder, home="home"):
     finished = run([Path(__file__).with_name("hub_clients.py"), what, folder], hub, folder, home)
+    assert not re.search("FutureWarning|DeprecationWarning", finished.stderr)
     return json.loads(finished.stdout.splitlines()[-1]) | {"stderr": finished.stderr}
 
 

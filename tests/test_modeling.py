@@ -1,3 +1,4 @@
+import io
 import math
 
 import pytest
@@ -173,6 +174,11 @@ def test_export_gives_the_same_logits_at_other_sizes(family):
     )
     other = random_inputs(model, batch=3, height=9, width=7)
     torch.testing.assert_close(program.module()(**other).logits, model(**other).logits)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    again = torch.export.load(file).module()
+    assert torch.equal(again(**other).logits, program.module()(**other).logits)
 
 
 def test_wrong_shapes_and_dtypes_are_noticed_by_compiled_code_too(family):

@@ -1,8 +1,12 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import build_model, seeded
 from transformers import pipeline
+from transformers.utils import logging
 
 from hf_pixelcnn import PixelCNNImagePipeline, PixelCNNImageProcessor
 
@@ -71,3 +75,23 @@ def test_a_saved_pipeline_loads_again(pipe, tmp_path):
     images = [p(class_ids=2, generator=seeded(), output_type="pt").images for p in (pipe, again)]
     assert torch.equal(*images)
     assert (tmp_path / "saved" / "pipeline_pixelcnn.py").exists()
+
+
+def test_a_model_without_an_image_processor_gets_one_from_its_config_with_a_notice(folder, pipe, caplog):
+    os.remove(f"{folder}/preprocessor_config.json")
+    logging.enable_propagation()
+    try:
+        without = pipeline("unconditional-image-generation", model=folder, device="cpu")
+    finally:
+        logging.disable_propagation()
+    assert f"{folder} has no image processor" in caplog.text
+    assert "4 levels" in caplog.text
+    images = [p(class_ids=2, generator=seeded(), output_type="pt").images for p in (pipe, without)]
+    assert torch.equal(*images)
+
+
+def test_a_broken_image_processor_is_an_error(folder):
+    path = Path(folder, "preprocessor_config.json")
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(OSError, match=r"preprocessor_config.json' is not a valid JSON file"):
+        pipeline("unconditional-image-generation", model=folder)

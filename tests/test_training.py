@@ -579,3 +579,78 @@ def test_a_folder_that_holds_a_run_is_left_alone(trained, digits_words):
 def test_no_script_imports_the_library_that_has_the_name_of_a_script():
     for path in (ROOT / "training").glob("*.py"):
         assert not re.search(r"^\s*(import|from) evaluate\b", path.read_text(), flags=re.MULTILINE), path
+
+
+# Streams
+
+
+@pytest.fixture
+def stream():
+    """A stream of ten digits of 6×6, binarised anew in each epoch; some without their class."""
+    rows = image_data.load_split(DIGITS, "train[3:13]", streaming=True)
+    processor = PixelCNNImageProcessor(num_levels=2, binarization="stochastic", size=6)
+    return lambda: image_data.LevelStream(rows, 2, processor, with_classes=True, class_dropout=0.2, seed=3)
+
+
+def test_a_stream_shows_each_image_once_an_epoch_in_an_order_of_its_own(tmp_path):
+    stored = image_data.load_split(DIGITS, "train[3:13]", cache_dir=str(tmp_path))
+    rows = image_data.load_split(DIGITS, "train[3:13]", streaming=True)
+    processor = PixelCNNImageProcessor(num_levels=5)
+    known = image_data.LevelDataset(stored, 5, processor, with_classes=True)
+    known = {image["pixel_values"].tobytes(): (index, image["class_ids"]) for index, image in enumerate(known)}
+    stream = iter(image_data.LevelStream(rows, 5, processor, with_classes=True))
+    epochs = []
+    for _ in range(3):
+        items = [next(stream) for _ in range(10)]
+        assert all(item["pixel_values"].dtype == np.uint8 for item in items)
+        found = [known[item["pixel_values"].tobytes()] for item in items]
+        assert [class_id for _, class_id in found] == [item["class_ids"] for item in items]
+        epochs.append([index for index, _ in found])
+    assert all(sorted(order) == list(range(10)) for order in epochs)
+    assert len({tuple(order) for order in epochs}) == 3
+
+
+def test_a_stream_is_the_same_again_and_differs_from_epoch_to_epoch(stream):
+    first, second = (
+        [next(items) for _ in range(25)] for items in (iter(stream()), iter(stream()))
+    )  # two and a half epochs
+    assert all(
+        np.array_equal(a["pixel_values"], b["pixel_values"]) and a["class_ids"] == b["class_ids"]
+        for a, b in zip(first, second, strict=True)
+    )
+    assert len({item["pixel_values"].tobytes() for item in first}) > 20
+    assert {item["class_ids"] for item in first} > {-1}
+
+
+def test_a_run_on_a_stream_resumes_exactly(tmp_path, stream):
+    def run(folder, checkpoint=None):
+        model = gated_model(num_levels=2, num_classes=10, dropout=0.2)
+        options = {"max_steps": 7, "save_strategy": "steps", "save_steps": 4, "ema_decay": 0.8}
+        trainer = trainer_for(folder, model, stream(), **options)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return weights_of(trainer.model) | {f"average {k}": v for k, v in trainer.ema.average.items()}
+
+    whole = run(tmp_path / "whole")
+    assert_same(whole, run(tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-4")))  # in the second epoch
+
+
+def test_train_reads_a_stream_and_says_only_what_it_knows(tmp_path, digits_words):
+    words = [*digits_words, "--streaming", "true", "--class_conditional", "true", "--binarization", "threshold"]
+    train.main([*words, "--max_steps", "7", "--output_dir", str(tmp_path / "run")])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["steps"], results["num_images"]) == (7, 7)
+    assert not {"epochs", "num_training_images"} & set(results)
+    assert AutoModel.from_pretrained(tmp_path / "run").config.id2label[3] == "3"
+
+
+def test_a_stream_that_cannot_be_used_is_answered_in_one_line(tmp_path, digits_words):
+    words = [*digits_words, "--streaming", "true", "--output_dir", tmp_path / "run"]
+    assert "--streaming needs --max_steps" in one_line_error(train.main, words)
+    words += ["--max_steps", "1"]
+    assert "at most one" in one_line_error(train.main, [*words, "--dataloader_num_workers", "2"])
+    for split, message in {
+        "train[-5:]": "a stream has splits like train or train[100:200]",
+        "night": "cannot stream split 'night'",
+        "train[5:5]": "split 'train[5:5]' of data set",
+    }.items():
+        assert message in one_line_error(train.main, [*words, "--train_split", split])

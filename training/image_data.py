@@ -4,11 +4,13 @@ Data sets of images (or of codes) as integer levels.
 Images are decoded and turned into levels once, in batches, by the model's image processor; `datasets` caches the result
 in a file, which is then read in place. Only what must change from epoch to epoch, stochastic binarisation, is done when
 an image is asked for, with numbers that depend on the seed, the epoch and the image alone: not on the order of images,
-the number of workers, or where a run was interrupted.
+the number of workers, or where a run was interrupted. A data set that is too large to be stored can be streamed.
 """
 
 import contextlib
+import itertools
 import os
+import re
 from collections.abc import Sequence
 
 import datasets
@@ -22,11 +24,12 @@ from hf_pixelcnn import PixelCNNImageProcessor
 from hf_pixelcnn.image_processing_pixelcnn import binarize_stochastically
 
 LEVELS = "levels"
+SHUFFLE_BUFFER = 10_000  # images of a stream in memory, among which the next one is chosen
 
 
 def load_split(
-    dataset: str, split: str, config_name: str | None = None, cache_dir: str | None = None
-) -> datasets.Dataset:
+    dataset: str, split: str, config_name: str | None = None, cache_dir: str | None = None, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
     r"""
     Rows of a data set.
 
@@ -35,10 +38,14 @@ def load_split(
         split (`str`): Split or expression, e.g. `train`, `train[:50000]`, `train[50000:]`, `train+test`.
         config_name (`str`, *optional*): Configuration of a data set that has several.
         cache_dir (`str`, *optional*): Where `datasets` keeps its files, instead of its usual place.
+        streaming (`bool`): Read the rows while they are used, in place of storing them. `split` is then a name, or a
+            range as in `train[100:200]`.
 
     Raises:
         InputError: If the data set or the split does not exist, or the split is empty.
     """
+    if streaming:
+        return _load_stream(dataset, split, config_name)
     try:
         if any(os.path.isfile(os.path.join(dataset, name)) for name in ("dataset_dict.json", "state.json")):
             rows = _load_saved_split(dataset, split)
@@ -49,6 +56,29 @@ def load_split(
     if len(rows) == 0:
         raise InputError(f"split {split!r} of data set {dataset!r} is empty.")
     return rows
+
+
+def _load_stream(dataset: str, split: str, config_name: str | None) -> datasets.IterableDataset:
+    match = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", split)
+    if match is None:
+        raise InputError(f"a stream has splits like train or train[100:200], got {split!r}.")
+    first, end = int(match[2] or 0), int(match[3]) if match[3] else None
+    try:
+        rows = datasets.load_dataset(dataset, config_name, split=match[1], streaming=True)
+        rows = rows if rows.features else rows._resolve_features()
+        rows = rows.skip(first) if first else rows
+        rows = rows if end is None else rows.take(max(end - first, 0))
+        is_empty = next(iter(rows), None) is None
+    except Exception as error:  # as above
+        raise InputError(f"cannot stream split {split!r} of data set {dataset!r}: {error}") from error
+    if is_empty:
+        raise InputError(f"split {split!r} of data set {dataset!r} is empty.")
+    return rows
+
+
+def stored(rows: datasets.IterableDataset) -> datasets.Dataset:
+    """All rows of a stream, in memory, their images as compressed as they came."""
+    return datasets.Dataset.from_list(list(rows.decode(False)), features=rows.features)
 
 
 def _load_saved_split(folder: str, split: str) -> datasets.Dataset:
@@ -116,11 +146,13 @@ def find_class_column(features: datasets.Features, name: str | None = None) -> s
     return found[0]
 
 
-def class_names(rows: datasets.Dataset, column: str) -> list[str]:
+def class_names(rows: datasets.Dataset | datasets.IterableDataset, column: str) -> list[str]:
     """Names of the classes of a column; the numbers themselves where it has no names."""
     feature = rows.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return feature.names
+    if isinstance(rows, datasets.IterableDataset):
+        raise InputError(f"column {column!r} does not say how many classes there are, which a stream needs.")
     return [str(number) for number in range(max(rows[column]) + 1)]
 
 
@@ -165,12 +197,12 @@ def _encode_codes(batch: dict, column: str, num_levels: int, shape: tuple) -> di
     return {LEVELS: levels.reshape(len(levels), -1).astype(np.uint8 if num_levels <= 256 else np.int32)}
 
 
-class LevelDataset(torch.utils.data.Dataset):
+class _Levels:
     r"""
-    Levels of the images of one split, read in place from the file in which `datasets` caches them.
+    What data sets of levels have in common: how rows become levels, and levels items.
 
     Args:
-        rows (`datasets.Dataset`): One split, see [`load_split`].
+        rows (`datasets.Dataset` or `datasets.IterableDataset`): One split, see [`load_split`].
         num_levels (`int`): Levels of the model.
         processor ([`PixelCNNImageProcessor`], *optional*): Makes levels of images; not needed for codes.
         image_column (`str`, *optional*), class_column (`str`, *optional*): See the `find_...` functions.
@@ -188,7 +220,7 @@ class LevelDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        rows: datasets.Dataset | datasets.IterableDataset,
         num_levels: int,
         processor: PixelCNNImageProcessor | None = None,
         image_column: str | None = None,
@@ -197,18 +229,16 @@ class LevelDataset(torch.utils.data.Dataset):
         class_dropout: float = 0.0,
         seed: int = 0,
     ):
-        column, is_codes = find_image_column(rows.features, image_column)
-        self.class_ids = None
-        if with_classes:
-            class_column = find_class_column(rows.features, class_column)
-            self.class_ids = np.asarray(rows.with_format("numpy")[class_column][:], dtype=np.int64)
-        rows = rows.select_columns([column])
+        self.column, is_codes = find_image_column(rows.features, image_column)
+        self.class_column = find_class_column(rows.features, class_column) if with_classes else None
         self.is_stochastic = False
+        with _damage_as_input_error(self.column):
+            first = next(iter(rows.select_columns([self.column])))[self.column]
         if is_codes:
-            self.shape = (1, *np.shape(rows[0][column]))
-            encode = _encode_codes
+            self.shape = (1, *np.shape(first))
+            self.encode = _encode_codes
             settings = {"num_levels": num_levels}
-            dtype = "uint8" if num_levels <= 256 else "int32"
+            self.dtype = "uint8" if num_levels <= 256 else "int32"
         else:
             options = {
                 key: value
@@ -219,36 +249,62 @@ class LevelDataset(torch.utils.data.Dataset):
             if self.is_stochastic:  # the file keeps pixels
                 options |= {"num_levels": 256}
                 del options["binarization"]
-            with _damage_as_input_error(column):
-                first = processor(rows[0][column], return_tensors="np")["pixel_values"]
-            self.shape = first.shape[1:]
-            encode = _encode_images
+            with _damage_as_input_error(self.column):
+                self.shape = processor(first, return_tensors="np")["pixel_values"].shape[1:]
+            self.encode = _encode_images
             settings = {"options": options, "version": hf_pixelcnn.__version__}
-            dtype = "uint8"
-        num_dims = int(np.prod(self.shape))
-        with _damage_as_input_error(column):
-            levels = rows.map(
-                encode,
-                batched=True,
-                remove_columns=[column],
-                features=datasets.Features({LEVELS: datasets.List(datasets.Value(dtype), length=num_dims)}),
-                fn_kwargs={"column": column, "shape": self.shape, **settings},
-                desc="Levels",
-            )
-        chunks = levels.data.column(LEVELS).chunks
-        self.blocks = [chunk.flatten().to_numpy().reshape(-1, *self.shape) for chunk in chunks]
-        self.ends = np.cumsum([len(block) for block in self.blocks])
+            self.dtype = "uint8"
+        self.encode_settings = {"column": self.column, "shape": self.shape, **settings}
         self.class_dropout = class_dropout
         self.seed, self.epoch = seed, 0
 
-    def set_epoch(self, epoch: int):
-        """Choose the epoch whose stochastic binarisation and class dropout items show."""
-        self.epoch = epoch
+    def encoded(self, rows, **options):
+        """`rows` with a column of levels in place of the images."""
+        num_dims = int(np.prod(self.shape))
+        features = {name: feature for name, feature in rows.features.items() if name != self.column}
+        features[LEVELS] = datasets.List(datasets.Value(self.dtype), length=num_dims)
+        return rows.map(
+            self.encode,
+            batched=True,
+            remove_columns=[self.column],
+            features=datasets.Features(features),
+            fn_kwargs=self.encode_settings,
+            **options,
+        )
 
     def random(self, index: int, use: int, size: int) -> np.ndarray:
         """Numbers in [0, 1) of an item in this epoch, the same in every process; one stream for each `use`."""
         bits = np.random.Philox(key=self.seed, counter=[0, use, index, self.epoch])
         return np.random.Generator(bits).random(size)
+
+    def item(self, index: int, levels: np.ndarray, class_id: int | None) -> dict:
+        """The item of `levels` `(channels, height, width)` in this epoch."""
+        if self.is_stochastic:
+            levels = binarize_stochastically(levels, self.random(index, 0, levels.size)).astype(np.uint8)
+        item = {"pixel_values": levels}
+        if self.class_column is not None:
+            is_dropped = self.class_dropout and self.random(index, 1, 1)[0] < self.class_dropout
+            item["class_ids"] = -1 if is_dropped else int(class_id)
+        return item
+
+
+class LevelDataset(_Levels, torch.utils.data.Dataset):
+    """Levels of the images of one split, read in place from the file in which `datasets` caches them; see `_Levels`."""
+
+    def __init__(self, rows: datasets.Dataset, *args, **kwargs):
+        super().__init__(rows, *args, **kwargs)
+        self.class_ids = None
+        if self.class_column is not None:
+            self.class_ids = np.asarray(rows.with_format("numpy")[self.class_column][:], dtype=np.int64)
+        with _damage_as_input_error(self.column):
+            levels = self.encoded(rows.select_columns([self.column]), desc="Levels")
+        chunks = levels.data.column(LEVELS).chunks
+        self.blocks = [chunk.flatten().to_numpy().reshape(-1, *self.shape) for chunk in chunks]
+        self.ends = np.cumsum([len(block) for block in self.blocks])
+
+    def set_epoch(self, epoch: int):
+        """Choose the epoch whose stochastic binarisation and class dropout items show."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -258,13 +314,31 @@ class LevelDataset(torch.utils.data.Dataset):
             raise IndexError(f"index {index} is not in 0 ... {len(self) - 1}.")
         block = int(np.searchsorted(self.ends, index, side="right"))
         levels = self.blocks[block][index - self.ends[block]]  # a negative index, counted from the block's end
-        if self.is_stochastic:
-            levels = binarize_stochastically(levels, self.random(index, 0, levels.size)).astype(np.uint8)
-        item = {"pixel_values": levels}
-        if self.class_ids is not None:
-            is_dropped = self.class_dropout and self.random(index, 1, 1)[0] < self.class_dropout
-            item["class_ids"] = -1 if is_dropped else int(self.class_ids[index])
-        return item
+        return self.item(index, levels, None if self.class_ids is None else self.class_ids[index])
+
+
+class LevelStream(_Levels, torch.utils.data.IterableDataset):
+    r"""
+    Levels of the images of one split, encoded while they arrive: nothing is stored. See `_Levels`.
+
+    Endless: after the last image comes the first one again, as another epoch. The order is that of the stream, shuffled
+    in a buffer; order, binarisation and class dropout depend on nothing but seed, epoch and place in the epoch, so that
+    a resumed run can skip what it has seen.
+    """
+
+    def __init__(self, rows: datasets.IterableDataset, *args, **kwargs):
+        super().__init__(rows, *args, **kwargs)
+        columns = [self.column] if self.class_column is None else [self.column, self.class_column]
+        self.rows = self.encoded(rows.select_columns(columns)).with_format("numpy")
+        self.rows = self.rows.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
+
+    def __iter__(self):
+        for self.epoch in itertools.count():
+            self.rows.set_epoch(self.epoch)
+            with _damage_as_input_error(self.column):
+                for index, row in enumerate(self.rows):
+                    levels = row[LEVELS].reshape(self.shape).astype(self.dtype)
+                    yield self.item(index, levels, row.get(self.class_column))
 
 
 def collate_levels(items: Sequence[dict]) -> dict[str, torch.Tensor]:

@@ -147,7 +147,7 @@ class PixelCNNTrainer(Trainer):
         model: A model with `log_prob`.
         args ([`PixelCNNTrainingArguments`]): Arguments.
         data_collator: [`collate_levels`] by default.
-        kwargs: As for `Trainer`; data sets are `torch.utils.data.Dataset`s of known length.
+        kwargs: As for `Trainer`; the data set for evaluation is a `torch.utils.data.Dataset` of known length.
     """
 
     def __init__(self, model, args: PixelCNNTrainingArguments, data_collator=collate_levels, **kwargs):

@@ -9,7 +9,8 @@ without the package, `results.json`, `samples.png`, the recipe, and a model card
 fresh process that cannot import the package, and must give the same logits and the same drawn image, bit for bit. Only
 then is it pushed, in one commit, which also removes files that the repository has from an earlier version; files that
 did not change are not uploaded again. `--dry_run true` stops before the push, and so does a missing `--repo_id`: the
-folders in `model_cards/` were written that way. A token comes from `hf auth login` or HF_TOKEN.
+folders in `model_cards/` were written that way. With `--output_dir` the model's own folder, if that was written by this
+script, code and card are brought up to date (`make cards`). A token comes from `hf auth login` or HF_TOKEN.
 """
 
 import contextlib
@@ -398,8 +399,6 @@ def main(arguments: list[str] | None = None):
         with hub_errors(args.repo_id):  # before any work
             HfApi().whoami()
     target = Path(args.output_dir or Path(args.model, "hub"))
-    if target.resolve() == Path(args.model).resolve():
-        raise InputError("--output_dir must not be the model's own folder.")
     check_may_be_replaced(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:

@@ -19,16 +19,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from command_line import CommandLineParser, InputError, one_line_errors
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
 from image_data import (
     LevelDataset,
+    LevelStream,
     class_names,
     collate_levels,
     find_class_column,
     find_image_column,
     load_split,
     num_channels_of,
+    stored,
 )
 from pictures import draw_loss_curve, draw_samples
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
@@ -67,6 +69,10 @@ class DataArguments:
     class_dropout: float = field(
         default=0.0,
         metadata={"help": "Probability of showing an image without its class, so that `guidance_scale` can be used."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training images while they are used and store none; needs --max_steps."},
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
     num_samples: int = field(default=64, metadata={"help": "Images in samples.png."})
@@ -124,10 +130,10 @@ def find_checkpoint(args: PixelCNNTrainingArguments) -> str | None:
     return path
 
 
-def new_processor(data_args: DataArguments, model_args: ModelArguments, rows: Dataset, column: str):
+def new_processor(data_args: DataArguments, model_args: ModelArguments, rows: Dataset | IterableDataset, column: str):
     """The image processor that these arguments and the first image of a data set describe."""
     options = {
-        "num_channels": model_args.num_channels or num_channels_of(rows[0][column]),
+        "num_channels": model_args.num_channels or num_channels_of(next(iter(rows))[column]),
         "num_levels": model_args.num_levels or (2 if data_args.binarization else 256),
         "binarization": data_args.binarization,
     }
@@ -171,8 +177,12 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
 
 def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
     """Model, image processor (`None` for codes), training images and evaluation images."""
-    rows = load_split(data_args.dataset, data_args.train_split, data_args.dataset_config, data_args.cache_dir)
-    eval_rows = load_split(data_args.dataset, data_args.eval_split, data_args.dataset_config, data_args.cache_dir)
+    rows, eval_rows = (
+        load_split(data_args.dataset, split, data_args.dataset_config, data_args.cache_dir, data_args.streaming)
+        for split in (data_args.train_split, data_args.eval_split)
+    )
+    if data_args.streaming:
+        eval_rows = stored(eval_rows)  # is read again and again
     column, is_codes = find_image_column(rows.features, data_args.image_column)
     model = processor = None
     if model_args.model_name_or_path:
@@ -205,7 +215,8 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
         "with_classes": is_conditional,
     }
     with args.main_process_first(desc="levels"):
-        images = LevelDataset(rows, **settings, class_dropout=data_args.class_dropout, seed=args.seed)
+        levels_of = LevelStream if data_args.streaming else LevelDataset
+        images = levels_of(rows, **settings, class_dropout=data_args.class_dropout, seed=args.seed)
         eval_images = LevelDataset(eval_rows, **settings, seed=args.seed + 1)
     if model is None:
         channels, *size = images.shape
@@ -213,15 +224,19 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     elif images.shape[0] != model.config.num_channels:
         raise InputError(f"the model has {model.config.num_channels} channels, the data {images.shape[0]}.")
     global_batch = args.per_device_train_batch_size * args.world_size
-    if args.dataloader_drop_last and len(images) < global_batch:
+    if args.dataloader_drop_last and not data_args.streaming and len(images) < global_batch:
         raise InputError(
             f"split {data_args.train_split!r} has {len(images)} images, less than a batch of {global_batch}."
         )
     return model, processor, images, eval_images
 
 
-def check_arguments(data_args: DataArguments, model_args: ModelArguments):
-    """Raise if arguments were given that would have no effect."""
+def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
+    """Raise if arguments cannot go together, or were given that would have no effect."""
+    if data_args.streaming and args.max_steps < 1:
+        raise InputError("--streaming needs --max_steps: a stream does not say where it ends.")
+    if data_args.streaming and args.dataloader_num_workers > 1:
+        raise InputError("--streaming goes with at most one of --dataloader_num_workers: several would mix the order.")
     if not 0 <= data_args.class_dropout < 1:
         raise InputError(f"--class_dropout must be in [0, 1), got {data_args.class_dropout}.")
     if data_args.num_samples < 1:
@@ -258,7 +273,7 @@ def main(arguments: list[str] | None = None):
         raise InputError("--dataset and --output_dir are needed, on the command line or in the recipe.")
     checkpoint = find_checkpoint(args)
     check_output_dir(args.output_dir, is_resumed=checkpoint is not None)
-    check_arguments(data_args, model_args)
+    check_arguments(data_args, model_args, args)
     keep_freed_memory()
     set_seed(args.seed)  # before the weights are drawn
     model, processor, images, eval_images = prepare(data_args, model_args, args)
@@ -290,8 +305,7 @@ def main(arguments: list[str] | None = None):
         **{name: scores[name] for name in ("num_images", "num_dims", "bits_per_dim", "nats_per_dim", "nats_per_image")},
         "dtype": "float32",
         "training_split": data_args.train_split,
-        "num_training_images": len(images),
-        "epochs": trainer.state.epoch,
+        **({} if data_args.streaming else {"num_training_images": len(images), "epochs": trainer.state.epoch}),
         "steps": trainer.state.global_step,
         "seed": args.seed,
         "num_parameters": model.num_parameters(),

@@ -1,0 +1,56 @@
+"""Large models: `accelerate` loads them piece by piece and places them, masks and images stay right."""
+
+import pytest
+import torch
+from accelerate import init_empty_weights, load_checkpoint_and_dispatch
+from conftest import build_model, conditions, random_inputs, seeded
+from transformers import AutoModel
+
+
+@pytest.fixture
+def saved(family, tmp_path):
+    model = build_model(family, num_channels=3, num_levels=4, num_classes=3)
+    model.save_pretrained(tmp_path, max_shard_size="3KB")
+    return model, tmp_path
+
+
+def assert_same_model(loaded, model):
+    inputs = random_inputs(model)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    for name, mask in model.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), mask)
+    images = [m.generate(generator=seeded(), **conditions(model, 2)) for m in (loaded, model)]
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}], ids=str)
+def test_an_empty_model_is_filled_and_dispatched(saved, device_map):
+    model, folder = saved
+    with init_empty_weights():
+        empty = AutoModel.from_config(model.config)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    filled = load_checkpoint_and_dispatch(
+        empty, folder, device_map=device_map, no_split_module_classes=model._no_split_modules
+    )
+    assert_same_model(filled.eval(), model)
+
+
+def test_a_model_is_placed_automatically(saved):
+    model, folder = saved
+    loaded = AutoModel.from_pretrained(folder, device_map="auto")
+    assert_same_model(loaded, model)
+
+
+def test_layers_on_disk_give_the_same_likelihood(saved):
+    model, folder = saved
+    places = {"model.encoding": "cpu", "model.conv_in": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
+    device_map = {name: place for name, place in places.items() if hasattr(model.model, name.split(".")[1])}
+    loaded = AutoModel.from_pretrained(
+        folder, device_map={**device_map, "head": "disk"}, offload_folder=folder / "offload"
+    )
+    assert any(parameter.is_meta for parameter in loaded.parameters())
+    inputs = random_inputs(model)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert torch.equal(loaded.log_prob(**inputs), model.log_prob(**inputs))
+    naive = [m.generate(generator=seeded(), sampler="naive", **conditions(model, 1)) for m in (loaded, model)]
+    assert torch.equal(*naive)

@@ -1,0 +1,163 @@
+"""The folder that `training/publish.py` writes: complete, checked, and no claim in its card that was not measured."""
+
+import json
+import shutil
+from pathlib import Path
+
+import publish
+import pytest
+import torch
+from conftest import build_model
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from test_training import one_line_error
+
+from hf_pixelcnn import PixelCNNImageProcessor
+
+RESULTS = {
+    "dataset": "ylecun/mnist",
+    "split": "test",
+    "num_images": 10000,
+    "bits_per_dim": 0.11742,
+    "nats_per_dim": 0.08139,
+    "training_split": "train[:50000]",
+    "num_training_images": 50000,
+    "steps": 4686,
+    "seed": 0,
+    "num_parameters": 307073,
+    "command": "train.py --config training/configs/mnist_pixelcnn.yaml --dataset ylecun/mnist",
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What training/train.py leaves of a small class-conditional model."""
+    folder = tmp_path / "run"
+    build_model("gated_pixelcnn", num_levels=4, num_classes=3).save_pretrained(folder)
+    PixelCNNImageProcessor(num_levels=4).save_pretrained(folder)
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    (folder / "recipe.yaml").write_text("hidden_size: 12  # small\n")
+    return folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the process that takes seconds to import transformers."""
+    monkeypatch.setattr(publish, "check_folder", lambda folder, model: None)
+
+
+def test_the_card_says_what_was_measured_and_nothing_else(run, tmp_path, unchecked):
+    publish.main(["--model", str(run), "--repo_id", "me/digits", "--dry_run", "true"])
+    card = ModelCard.load(run / "hub" / "README.md")
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    assert (card.data.library_name, card.data.license, card.data.datasets) == (
+        "transformers",
+        "apache-2.0",
+        ["ylecun/mnist"],
+    )
+    scores = {score.metric_type: score for score in card.data.eval_results}
+    assert {name: score.metric_value for name, score in scores.items()} == {
+        "bits_per_dim": 0.1174,
+        "nats_per_dim": 0.0814,
+    }
+    assert scores["bits_per_dim"].dataset_split == "test"
+    first, *_ = card.text.split("## Results")
+    assert first.index('from_pretrained("me/digits")') < first.index('"me/digits", trust_remote_code=True')
+    for text in ("| `ylecun/mnist` | `test` | 10,000 | 0.1174 | 0.0814 |", "4,686 steps", "hidden_size: 12  # small"):
+        assert text in card.text
+    for unknown in ("nats per image", "minutes", "epochs", "None", "nan"):
+        assert unknown not in card.text
+
+
+def test_without_results_the_card_claims_nothing(run, tmp_path, unchecked):
+    (run / "results.json").unlink()
+    (run / "recipe.yaml").unlink()
+    publish.main(["--model", str(run), "--output_dir", str(tmp_path / "hub")])
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert card.data.eval_results is None
+    assert "## Results" not in card.text
+    assert "## Training" not in card.text
+    assert (tmp_path / "hub" / "samples.png").exists()
+
+
+def test_a_model_of_codes_has_no_image_processor_in_its_card(tmp_path, unchecked):
+    build_model("pixelcnn", num_levels=300, input_encoding="embedding").save_pretrained(tmp_path / "run")
+    publish.main(["--model", str(tmp_path / "run")])
+    text = (tmp_path / "run" / "hub" / "README.md").read_text()
+    assert "300 symbols" in text
+    assert "AutoImageProcessor" not in text
+    assert not (tmp_path / "run" / "hub" / "preprocessor_config.json").exists()
+
+
+def test_a_local_data_set_gets_the_name_it_is_known_by(run, tmp_path, unchecked):
+    results = RESULTS | {"dataset": str(tmp_path), "command": f"train.py --dataset {tmp_path} --seed 1"}
+    (run / "results.json").write_text(json.dumps(results))
+    assert "the run read a local data set" in one_line_error(publish.main, ["--model", run])
+    publish.main(["--model", str(run), "--dataset", "ylecun/mnist"])
+    for name in ("README.md", "results.json"):
+        text = (run / "hub" / name).read_text()
+        assert str(tmp_path) not in text
+        assert "train.py --dataset ylecun/mnist --seed 1" in text
+
+
+def test_a_published_folder_is_brought_up_to_date_in_place(run, tmp_path, unchecked):
+    publish.main(["--model", str(run), "--output_dir", str(tmp_path / "hub"), "--max_shard_size", "3KB"])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "hub").iterdir()}
+    assert "model.safetensors.index.json" in before
+    (tmp_path / "hub" / "modeling_gated_pixelcnn.py").write_text("old")
+    publish.main(["--model", str(tmp_path / "hub"), "--output_dir", str(tmp_path / "hub")])
+    after = {path.name: path.read_bytes() for path in (tmp_path / "hub").iterdir()}
+    assert after.keys() - before.keys() == {"model.safetensors"}  # in one file again
+    assert all(name.startswith("model-") or name.endswith("index.json") for name in before.keys() - after.keys())
+    assert all(after[name] == before[name] for name in before.keys() & after.keys())
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "hub"}  # no scratch folder is left
+
+
+def test_folders_that_hold_something_else_are_left_alone(run, tmp_path, unchecked):
+    before = sorted(path.name for path in run.iterdir())
+    assert "is not what this script writes" in one_line_error(publish.main, ["--model", run, "--output_dir", run])
+    (run / "README.md").write_text("mine")
+    (run / "trainer_state.json").write_text("{}")
+    (run / "loss_curve.png").write_text("")
+    assert "holds loss_curve.png" in one_line_error(publish.main, ["--model", run, "--output_dir", run])
+    assert set(before) < {path.name for path in run.iterdir()}
+
+
+def test_what_cannot_be_published_is_answered_in_one_line(run, tmp_path, unchecked):
+    words = ["--model", run]
+    for message, more in {
+        "--repo_id must be USER/digits": ["--repo_id", "digits"],
+        "--repo_id:": ["--repo_id", "a/b/c"],
+        "No such file": ["--recipe", tmp_path / "missing.yaml"],
+        "cannot load a model": ["--model", tmp_path],
+    }.items():
+        assert message in one_line_error(publish.main, [*words, *more])
+        assert not (run / "hub").exists()
+    (run / "results.json").write_text("[]")
+    assert "is not what training/train.py writes" in one_line_error(publish.main, words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_folder_that_gives_other_numbers_without_the_package_is_not_published(run, tmp_path):
+    publish.main(["--model", str(run)])  # as it should be
+    folder = run / "hub"
+    model, _ = publish.load_model(str(run))
+    weights = load_file(folder / "model.safetensors")
+    weights["head.layers.2.bias"] = torch.nextafter(weights["head.layers.2.bias"], torch.tensor(torch.inf))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(publish.InputError, match="gives other logits"):
+        publish.check_folder(folder, model)
+
+
+@pytest.mark.parametrize("folder", sorted(Path(__file__).parent.parent.glob("model_cards/*/")), ids=lambda p: p.name)
+def test_the_folders_in_model_cards_are_what_publish_writes_today(folder, tmp_path, unchecked, monkeypatch):
+    """After a change of the package `make cards` brings them up to date."""
+    if not (folder / "config.json").exists():
+        pytest.skip("not a model")
+    monkeypatch.chdir(folder.parent.parent)
+    place = str(folder.relative_to(folder.parent.parent))
+    shutil.copytree(folder, tmp_path / place)
+    monkeypatch.chdir(tmp_path)
+    publish.main(["--model", place, "--output_dir", place])
+    written = {path.name: path.read_bytes() for path in (tmp_path / place).iterdir()}
+    assert written == {path.name: path.read_bytes() for path in folder.iterdir()}
