@@ -55,7 +55,7 @@ def odd_or_even(item):
 
 
 def losses_before_and_after(folder, model, images, **options):
-    options |= {"per_device_train_batch_size": 16, "learning_rate": 0.01}
+    options = {"per_device_train_batch_size": 16, "learning_rate": 0.003, **options}
     trainer = trainer_for(folder, model, images, eval_images=images, **options)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -69,7 +69,7 @@ def test_other_data_are_learnt_faster_from_a_trained_model(pretrained, cache, tm
     assert after < before
     assert after < losses_before_and_after(tmp_path, new, images, max_steps=8)[1]
     before, after = losses_before_and_after(
-        tmp_path, AutoModel.from_pretrained(pretrained), Changed(images, negative), max_steps=8
+        tmp_path, AutoModel.from_pretrained(pretrained), Changed(images, negative), max_steps=8, learning_rate=0.02
     )
     assert after < 0.8 * before
 
@@ -79,7 +79,7 @@ def test_frozen_weights_stay_while_the_others_learn(pretrained, cache, tmp_path)
     model.model.requires_grad_(False)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     images = Changed(digits("train[128:192]", cache), negative)
-    before, after = losses_before_and_after(tmp_path, model, images, max_steps=6, ema_decay=0.1)
+    before, after = losses_before_and_after(tmp_path, model, images, max_steps=6, ema_decay=0.1, learning_rate=0.02)
     assert after < 0.8 * before
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, start[name]) == name.startswith("model."), name

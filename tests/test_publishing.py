@@ -93,7 +93,7 @@ def test_a_local_data_set_gets_the_name_it_is_known_by(run, tmp_path, unchecked)
     results = RESULTS | {"dataset": str(tmp_path), "command": f"train.py --dataset {tmp_path} --seed 1"}
     (run / "results.json").write_text(json.dumps(results))
     assert "the run read a local data set" in one_line_error(publish.main, ["--model", run])
-    publish.main(["--model", str(run), "--dataset", "ylecun/mnist"])
+    publish.main(["--model", str(run), "--dataset", "ylecun/mnist", "--repo_id", "me/digits", "--dry_run", "true"])
     for name in ("README.md", "results.json"):
         text = (run / "hub" / name).read_text()
         assert str(tmp_path) not in text

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,11 +33,13 @@ def test_the_code_of_a_model_card_runs_and_its_numbers_are_those_of_the_results(
     names = {}
     for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         exec(compile(code, str(card), "exec"), names)
-    assert len(names["images"]) == 4
+        assert len(names["images"]) == 4
     results = json.loads((card.parent / "results.json").read_text(encoding="utf-8"))
     assert results["num_parameters"] == names["model"].num_parameters()
-    for number in (f"{results['nats_per_dim']:.4f}", f"{results['bits_per_dim']:.4f}"):
-        assert text.count(number) == 2
+    scores = {score.metric_type: score.metric_value for score in ModelCard(text).data.eval_results}
+    for name in ("nats_per_dim", "bits_per_dim"):
+        assert f" {results[name]:.4f} |" in text
+        assert scores[name] == round(results[name], 4)
 
 
 def options_of(script):

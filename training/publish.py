@@ -252,12 +252,13 @@ def write_card(
 # The folder
 
 
-def write_folder(folder: Path, args: PublishArguments) -> PreTrainedModel:
+def write_folder(folder: Path, place: str, args: PublishArguments) -> PreTrainedModel:
     r"""
     Write all that goes to the Hub.
 
     Args:
         folder (`Path`): Where to; empty.
+        place (`str`): What the card gives to `from_pretrained`.
         args ([`PublishArguments`]): What to.
 
     Returns:
@@ -268,7 +269,6 @@ def write_folder(folder: Path, args: PublishArguments) -> PreTrainedModel:
     model, processor = load_model(args.model, dtype="auto")
     if model.config.model_type not in FAMILIES:
         raise InputError(f"{args.model} is a {model.config.model_type}, not one of {', '.join(FAMILIES)}.")
-    place = args.repo_id or args.output_dir or args.model
     if processor is None:
         model.save_pretrained(folder, max_shard_size=args.max_shard_size)
     else:  # writes what `pipeline(model=..., trust_remote_code=True)` needs, too
@@ -404,7 +404,7 @@ def main(arguments: list[str] | None = None):
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         folder = Path(scratch, target.name)
         folder.mkdir()
-        model = write_folder(folder, args)
+        model = write_folder(folder, args.repo_id or str(target), args)
         check_folder(folder, model)
         if target.exists():
             target.rename(Path(scratch, "earlier"))

@@ -1,0 +1,41 @@
+from huggingface_hub.dataclasses import strict
+
+from .configuration_causal_image import CausalImageModelingConfig
+
+
+@strict
+class PixelCNNConfig(CausalImageModelingConfig):
+    r"""
+    Configuration of a PixelCNN: one stack of masked convolutions in residual bottleneck blocks.
+
+    The fields are those of [`CausalImageModelingConfig`]; `num_hidden_layers` counts residual blocks, whose
+    bottleneck has `hidden_size // 2` features, so `hidden_size` must be divisible by `2 * num_channels`. The defaults
+    describe the binary 28×28 model with 307,073 parameters.
+
+    Reference: van den Oord et al. 2016, Pixel Recurrent Neural Networks, sections 3.2-3.4,
+    https://huggingface.co/papers/1601.06759
+
+    ```python
+    >>> from hf_pixelcnn import PixelCNNConfig, PixelCNNForCausalImageModeling
+
+    >>> model = PixelCNNForCausalImageModeling(PixelCNNConfig())
+    >>> model.num_parameters()
+    307073
+    ```
+    """
+
+    model_type = "pixelcnn"
+
+    hidden_size: int = 128
+    head_hidden_size: int = 128
+
+    def validate_channel_groups(self):
+        super().validate_channel_groups()
+        if self.hidden_size % (2 * self.num_channels):
+            raise ValueError(
+                f"`hidden_size` must be divisible by 2 * `num_channels` ({2 * self.num_channels}), because the "
+                f"bottleneck of hidden_size // 2 features is split into one group a channel, got {self.hidden_size}."
+            )
+
+
+__all__ = ["PixelCNNConfig"]

@@ -1,0 +1,102 @@
+r"""
+PixelCNN: one stack of masked convolutions (mask A first, then mask B) in residual bottleneck blocks.
+
+Reference: van den Oord et al. 2016, Pixel Recurrent Neural Networks, sections 3.2-3.4,
+https://huggingface.co/papers/1601.06759
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import can_return_tuple
+
+from .caching_pixelcnn import PixelCNNCache
+from .checks_pixelcnn import check_class_ids, check_levels
+from .configuration_pixelcnn import PixelCNNConfig
+from .generation_pixelcnn import PixelCNNGenerationConfig, PixelCNNGenerationMixin
+from .masking_pixelcnn import MaskedConv2d
+from .modeling_causal_image import (
+    CausalImageModelingMixin,
+    CausalImageModelOutput,
+    CausalImagePreTrainedModel,
+    ClassEmbedding,
+    PixelEncoding,
+)
+
+
+class PixelCNNBlock(GradientCheckpointingLayer):
+    """x + 1×1 ∘ ReLU ∘ (3×3 mask B + class bias) ∘ ReLU ∘ 1×1 ∘ ReLU, half the features inside (figure 5, left)."""
+
+    def __init__(self, config: PixelCNNConfig):
+        super().__init__()
+        size, inner, channels = config.hidden_size, config.hidden_size // 2, config.num_channels
+        self.conv_in = MaskedConv2d(size, inner, 1, mask_type="B", num_channels=channels)
+        self.conv = MaskedConv2d(inner, inner, config.kernel_size, mask_type="B", num_channels=channels)
+        self.conv_out = MaskedConv2d(inner, size, 1, mask_type="B", num_channels=channels)
+        self.class_embedding = ClassEmbedding(config.num_classes, inner) if config.num_classes else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, class_ids: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.conv(self.conv_in(x, relu=True), relu=True)
+        if self.class_embedding is not None:
+            y = y + self.class_embedding(class_ids)
+        return x + self.conv_out(self.dropout(F.relu(y)))
+
+
+class PixelCNNPreTrainedModel(CausalImagePreTrainedModel):
+    config_class = PixelCNNConfig
+    _no_split_modules = ["PixelCNNBlock"]
+
+
+class PixelCNNModel(PixelCNNPreTrainedModel):
+    """The network up to its last block, without the head."""
+
+    def __init__(self, config: PixelCNNConfig):
+        super().__init__(config)
+        self.encoding = PixelEncoding(config)
+        self.conv_in = MaskedConv2d(
+            config.num_channels * self.encoding.features,
+            config.hidden_size,
+            config.first_kernel_size,
+            mask_type="A",
+            num_channels=config.num_channels,
+        )
+        self.layers = nn.ModuleList(PixelCNNBlock(config) for _ in range(config.num_hidden_layers))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.LongTensor,
+        *,
+        class_ids: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalImageModelOutput:
+        """Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`."""
+        check_levels("pixel_values", pixel_values, self.config)
+        check_class_ids(class_ids, pixel_values.shape[0], self.config)
+        x = self.conv_in(self.encoding(pixel_values, self.conv_in.weight.dtype))
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = () if keep else None
+        for layer in self.layers:
+            x = layer(x, class_ids)
+            if keep:
+                hidden_states += (x,)
+        return CausalImageModelOutput(last_hidden_state=x, hidden_states=hidden_states)
+
+
+class PixelCNNForCausalImageModeling(CausalImageModelingMixin, PixelCNNPreTrainedModel, PixelCNNGenerationMixin):
+    """PixelCNN with an output distribution: exact likelihood, and `generate`."""
+
+    generation_config_class = PixelCNNGenerationConfig
+    sampling_cache_class = PixelCNNCache
+
+    def __init__(self, config: PixelCNNConfig):
+        super().__init__(config)
+        self.model = PixelCNNModel(config)
+        self.build_head(config)
+        self.post_init()
+
+
+__all__ = ["PixelCNNForCausalImageModeling", "PixelCNNModel", "PixelCNNPreTrainedModel"]
