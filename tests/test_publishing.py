@@ -25,7 +25,7 @@ RESULTS = {
     "steps": 4686,
     "seed": 0,
     "num_parameters": 307073,
-    "command": "train.py --config training/configs/mnist_pixelcnn.yaml --dataset ylecun/mnist",
+    "command": "train.py --config training/configs/mnist_pixelcnn_binary.yaml --dataset ylecun/mnist",
 }
 
 

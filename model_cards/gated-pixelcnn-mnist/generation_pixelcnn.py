@@ -172,32 +172,95 @@ def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return torch.minimum(first, last)
 
 
+@contextlib.contextmanager
+def sampling_state(model):
+    """Evaluation mode, set back afterwards; no gradients; no autocast, as products write in place in the own dtype."""
+    training_modules = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        for module in training_modules:
+            module.training = True
+
+
 class Canvas:
     r"""
-    The images being drawn, and how their levels are decided from parameters.
+    The images of one pass over all dimensions, and the order of the pass.
 
+    How a level is decided is left to a subclass: the samplers draw it, the codec takes it from an image or a stream.
     Dimensions are numbered in raster order; `levels` is `(batch, height * width * channels)`.
 
     Args:
         distribution ([`OutputDistribution`]): What parameters mean.
         shape (`(batch, channels, height, width)`): Of the images.
+        device (`torch.device`): Of the levels.
+        on_row (callable): Called with `(row, levels)`, `(batch, channels, width)`, when a row is finished.
+    """
+
+    def __init__(self, distribution, shape, device, on_row):
+        batch, self.channels, self.height, self.width = shape
+        self.distribution, self.on_row = distribution, on_row
+        dims = self.channels * self.height * self.width
+        self.levels = torch.zeros(batch, dims, dtype=torch.long, device=device)
+
+    def level_logits(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
+        """Log-probabilities `(batch, num_levels)` of a dimension, given the parameters of its pixel."""
+        channel = dimension % self.channels
+        return self.distribution.level_logits(parameters, channel, self.levels[:, dimension - channel : dimension])
+
+    def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
+        """Decide one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
+        raise NotImplementedError
+
+    def images(self) -> torch.Tensor:
+        """The canvas as `(batch, channels, height, width)`; the place that notices broken probabilities."""
+        if self.levels.min() < 0:
+            raise ValueError(
+                "There is a dimension none of whose levels has a probability: the model's weights are not finite, or a "
+                "logits processor forbids all levels, or the temperature is too close to 0."
+            )
+        return self.levels.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).contiguous()
+
+    def raster(self):
+        """`(row, column, channel, dimension)` of all dimensions in raster order."""
+        dimension = 0
+        for row in range(self.height):
+            for column in range(self.width):
+                for channel in range(self.channels):
+                    yield row, column, channel, dimension
+                    dimension += 1
+            self.finish_rows(row, row + 1)
+
+    def finish_rows(self, start: int, end: int):
+        """Report rows that will not change any more."""
+        for row in range(start, end):
+            size = self.width * self.channels
+            levels = self.levels[:, row * size : (row + 1) * size].unflatten(1, (self.width, self.channels))
+            self.on_row(row, levels.transpose(1, 2))
+
+
+class SampledCanvas(Canvas):
+    r"""
+    Images being drawn, by the noise rule.
+
+    Args:
+        distribution, shape, on_row: See [`Canvas`].
         noise (`torch.DoubleTensor` of shape `(dims, batch)`): See [`draw_noise`].
         known (`torch.BoolTensor` of the shape of the images, *optional*), given (`torch.LongTensor`, likewise):
             Where levels are given, and which.
         processors (`LogitsProcessorList`): Applied to the log-probabilities.
         do_sample (`bool`): Draw levels by the noise rule, or take the most probable ones.
         keep_scores (`bool`): Whether to keep the processed log-probabilities of every dimension.
-        on_row (callable): Called with `(row, levels)`, `(batch, channels, width)`, when a row is finished.
     """
 
     def __init__(self, distribution, shape, noise, known, given, processors, do_sample, keep_scores, on_row):
-        batch, self.channels, self.height, self.width = shape
-        self.distribution, self.noise, self.processors = distribution, noise.contiguous(), processors
-        self.do_sample, self.on_row = do_sample, on_row
+        super().__init__(distribution, shape, noise.device, on_row)
+        self.noise, self.processors, self.do_sample = noise.contiguous(), processors, do_sample
         self.scores = [] if keep_scores else None
         self.known = None
         self.noise_of = self.noise.unbind(0)
-        self.levels = torch.zeros(batch, noise.shape[0], dtype=torch.long, device=noise.device)
         if known is not None:
             self.known, given = (x.permute(0, 2, 3, 1).flatten(1).to(noise.device) for x in (known, given))
             self.levels.copy_(given)  # 0 where free
@@ -212,10 +275,8 @@ class Canvas:
         return torch.where(highest.isfinite(), level, -1)
 
     def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
-        """Draw one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
-        channel = dimension % self.channels
-        previous = self.levels[:, dimension - channel : dimension]
-        scores = self.distribution.level_logits(parameters, channel, previous)
+        """Draw one dimension of all images."""
+        scores = self.level_logits(parameters, dimension)
         if self.processors:
             shape = scores.shape
             scores = self.processors(self.levels[:, :dimension].clone(), scores)
@@ -244,32 +305,6 @@ class Canvas:
                 level = torch.where(known[..., channel], levels[..., channel], level)
             levels[..., channel] = level
         return levels.flatten(1)
-
-    def images(self) -> torch.Tensor:
-        """The canvas as `(batch, channels, height, width)`; the place that notices broken probabilities."""
-        if self.levels.min() < 0:
-            raise ValueError(
-                "There is a dimension none of whose levels has a probability: the model's weights are not finite, or a "
-                "logits processor forbids all levels, or the temperature is too close to 0."
-            )
-        return self.levels.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).contiguous()
-
-    def raster(self):
-        """`(row, column, channel, dimension)` of all dimensions in raster order."""
-        dimension = 0
-        for row in range(self.height):
-            for column in range(self.width):
-                for channel in range(self.channels):
-                    yield row, column, channel, dimension
-                    dimension += 1
-            self.finish_rows(row, row + 1)
-
-    def finish_rows(self, start: int, end: int):
-        """Report rows that will not change any more."""
-        for row in range(start, end):
-            size = self.width * self.channels
-            levels = self.levels[:, row * size : (row + 1) * size].unflatten(1, (self.width, self.channels))
-            self.on_row(row, levels.transpose(1, 2))
 
 
 class PixelCNNGenerationMixin:
@@ -375,8 +410,6 @@ class PixelCNNGenerationMixin:
         known, given = self._request_known(pixel_values, known_mask, shape)
         noise = draw_noise(generator, shape[0], shape[1] * shape[2] * shape[3], self.device)
 
-        training_modules = [module for module in self.modules() if module.training]
-        self.eval()
         sequences, scores, num_iterations = [], [], None
         progress = tqdm(total=shape[0] * shape[2], desc="Sampling", unit="row", disable=not show_progress)
         try:
@@ -391,9 +424,8 @@ class PixelCNNGenerationMixin:
                             streamer(images, row, levels.clone())
 
                 part = [None if x is None else x[images] for x in (known, given, class_ids)]
-                # Sampling runs in the model's own dtype: autocast has no say in products that write in place.
-                with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                    canvas = Canvas(
+                with sampling_state(self):
+                    canvas = SampledCanvas(
                         self.output_distribution,
                         (count, *shape[1:]),
                         noise[:, images],
@@ -417,8 +449,6 @@ class PixelCNNGenerationMixin:
             raise
         finally:
             progress.close()
-            for module in training_modules:
-                module.training = True
         levels = torch.cat(sequences)  # a normal tensor, outside inference mode: training may use it
         if not config.return_dict_in_generate:
             return levels

@@ -176,14 +176,18 @@ class CausalImagePreTrainedModel(PreTrainedModel):
                 ) from error
             raise
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
-        """As in transformers; in the file, weights that a mask hides are zero."""
+    def masked_state_dict(self, state_dict: dict | None = None) -> dict:
+        """The weights, or others of this model, with zeros where a mask hides them: what a saved file contains."""
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
         for name, module in self.named_modules():
             weight = state_dict.get(f"{name}.weight")
             if isinstance(module, CausalConv2d) and module.mask is not None and weight is not None:
                 state_dict[f"{name}.weight"] = module.masked(weight)
-        return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        return state_dict
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
+        """As in transformers; in the file, weights that a mask hides are zero."""
+        return super().save_pretrained(save_directory, is_main_process, self.masked_state_dict(state_dict), **kwargs)
 
 
 class CausalImageModelingMixin:

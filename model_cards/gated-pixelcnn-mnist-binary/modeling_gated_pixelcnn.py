@@ -1,0 +1,118 @@
+r"""
+Gated PixelCNN: a vertical stack that sees the rows above and a horizontal stack that sees the row, without blind spot.
+
+Reference: van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, section 2,
+https://huggingface.co/papers/1606.05328
+"""
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import can_return_tuple
+
+from .caching_gated_pixelcnn import GatedPixelCNNCache
+from .checks_pixelcnn import check_class_ids, check_levels
+from .configuration_gated_pixelcnn import GatedPixelCNNConfig
+from .generation_pixelcnn import PixelCNNGenerationConfig, PixelCNNGenerationMixin
+from .masking_pixelcnn import HorizontalConv2d, MaskedConv2d, VerticalConv2d
+from .modeling_causal_image import (
+    CausalImageModelingMixin,
+    CausalImageModelOutput,
+    CausalImagePreTrainedModel,
+    ClassEmbedding,
+    PixelEncoding,
+)
+
+
+def gate(x: torch.Tensor) -> torch.Tensor:
+    """tanh(x₁) ⊙ σ(x₂) of the two halves of the features (equation 2)."""
+    value, gate = x.chunk(2, dim=1)
+    return torch.tanh(value) * torch.sigmoid(gate)
+
+
+class GatedPixelCNNLayer(GradientCheckpointingLayer):
+    """
+    One gated layer (figure 2), for vertical features v and horizontal features h:
+
+        vf = conv_(q+1)×k(v)                        q = k // 2, rows above and, after the first layer, the current one
+        v  = gate(vf + e)                           e: class bias
+        h  = [h +] conv_1×1(gate(conv_1×(q+1)(h) + conv_1×1(vf) + e))
+
+    The first layer reads the image in place of v and h, with mask A and without the residual connection.
+    """
+
+    def __init__(self, config: GatedPixelCNNConfig, in_channels: int | None = None):
+        super().__init__()
+        size, channels = config.hidden_size, config.num_channels
+        self.is_first = in_channels is not None
+        kernel_size, mask_type = (config.first_kernel_size, "A") if self.is_first else (config.kernel_size, "B")
+        in_channels = in_channels if self.is_first else size
+        self.vertical_conv = VerticalConv2d(in_channels, 2 * size, kernel_size, mask_type)
+        self.vertical_to_horizontal = MaskedConv2d(2 * size, 2 * size, 1, mask_type="B", bias=False)  # rows above only
+        self.horizontal_conv = HorizontalConv2d(in_channels, 2 * size, kernel_size, mask_type, channels)
+        self.horizontal_out = MaskedConv2d(size, size, 1, mask_type="B", num_channels=channels)
+        self.class_embedding = ClassEmbedding(config.num_classes, 2 * size) if config.num_classes else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, v: torch.Tensor, h: torch.Tensor, class_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        e = 0 if self.class_embedding is None else self.class_embedding(class_ids)
+        vf = self.vertical_conv(v)  # (batch, 2 * hidden_size, height, width)
+        hf = self.horizontal_conv(h) + self.vertical_to_horizontal(vf)
+        out = self.horizontal_out(self.dropout(gate(hf + e)))
+        return gate(vf + e), out if self.is_first else h + out
+
+
+class GatedPixelCNNPreTrainedModel(CausalImagePreTrainedModel):
+    config_class = GatedPixelCNNConfig
+    _no_split_modules = ["GatedPixelCNNLayer"]
+
+
+class GatedPixelCNNModel(GatedPixelCNNPreTrainedModel):
+    """The network up to its last layer, without the head."""
+
+    def __init__(self, config: GatedPixelCNNConfig):
+        super().__init__(config)
+        self.encoding = PixelEncoding(config)
+        self.layers = nn.ModuleList([GatedPixelCNNLayer(config, config.num_channels * self.encoding.features)])
+        self.layers.extend(GatedPixelCNNLayer(config) for _ in range(config.num_hidden_layers - 1))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.LongTensor,
+        *,
+        class_ids: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalImageModelOutput:
+        """Levels `(batch, channels, height, width)` to horizontal features `(batch, hidden_size, height, width)`."""
+        check_levels("pixel_values", pixel_values, self.config)
+        check_class_ids(class_ids, pixel_values.shape[0], self.config)
+        v = h = self.encoding(pixel_values, self.layers[0].vertical_conv.weight.dtype)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states = () if keep else None
+        for layer in self.layers:
+            v, h = layer(v, h, class_ids)
+            if keep:
+                hidden_states += (h,)
+        return CausalImageModelOutput(last_hidden_state=h, hidden_states=hidden_states)
+
+
+class GatedPixelCNNForCausalImageModeling(
+    CausalImageModelingMixin, GatedPixelCNNPreTrainedModel, PixelCNNGenerationMixin
+):
+    """Gated PixelCNN with an output distribution: exact likelihood, and `generate`."""
+
+    generation_config_class = PixelCNNGenerationConfig
+    sampling_cache_class = GatedPixelCNNCache
+
+    def __init__(self, config: GatedPixelCNNConfig):
+        super().__init__(config)
+        self.model = GatedPixelCNNModel(config)
+        self.build_head(config)
+        self.post_init()
+
+
+__all__ = ["GatedPixelCNNForCausalImageModeling", "GatedPixelCNNModel", "GatedPixelCNNPreTrainedModel"]

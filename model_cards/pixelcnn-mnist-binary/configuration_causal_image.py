@@ -1,0 +1,173 @@
+"""What the configurations of all families have in common."""
+
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+MAX_SCALED_LEVELS = 256
+MAX_EMBEDDED_LEVELS = 16384
+FORMAT_VERSION = 1  # of `config.json`; raised when files written from then on mean something else to older code
+
+
+def as_height_and_width(image_size: int | list[int] | tuple[int, ...]) -> list[int]:
+    """`[height, width]` of an image size, which may be one number for both."""
+    return [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+
+
+@strict
+class CausalImageModelingConfig(PreTrainedConfig):
+    r"""
+    Base configuration of models that factorise p(image) over the dimensions of an image in raster order.
+
+    Args:
+        image_size (`int` or `[height, width]`, defaults to 28):
+            Size that `generate` draws by default; stored as `[height, width]`. The networks are fully convolutional
+            and accept any other size.
+        num_channels (`int`, defaults to 1):
+            Colour channels; within a pixel they are predicted in order (R, then G, then B).
+        num_levels (`int`, defaults to 2):
+            Values `0 ... num_levels - 1` of one dimension: 2 to 256, up to 16,384 with `input_encoding="embedding"`.
+        hidden_size (`int`):
+            Features of the residual stream. Divisible by `num_channels`.
+        num_hidden_layers (`int`):
+            Depth; what counts as one layer is said by each family.
+        kernel_size (`int`, defaults to 3):
+            Odd size of the kernels after the first layer.
+        first_kernel_size (`int`, defaults to 7):
+            Odd size of the kernel of the first layer.
+        head_hidden_size (`int`):
+            Features of the 1×1 layers between residual stream and output. Divisible by `num_channels`.
+        num_head_layers (`int`, defaults to 2):
+            Number of those 1×1 layers; 0 connects the output to the residual stream.
+        dropout (`float`, defaults to 0.0):
+            Probability with which a feature of a residual branch is dropped in training.
+        num_classes (`int`, defaults to 0):
+            Classes of a class-conditional model, 0 for none. Above 0 it sets `id2label`, unless that is given, and
+            `label2id`.
+        output_distribution (`str`, *optional*):
+            `"bernoulli"` (two levels only) or `"categorical"`. Defaults to `"bernoulli"` for two levels and to
+            `"categorical"` for more.
+        input_encoding (`str`, defaults to `"scaled"`):
+            `"scaled"` maps levels to [-1, 1]; `"embedding"` gives every level of every channel a learned vector, for
+            symbols without an order such as VQ-VAE codes.
+        format_version (`int`, defaults to 1):
+            Version of the meaning of the fields and weights; a saved model of a newer one is refused.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: If a field has the wrong type or a value that no network can be
+            built from; the message names the field, the value and what would work.
+    """
+
+    image_size: int | list[int] | tuple[int, ...] = 28
+    num_channels: int = 1
+    num_levels: int = 2
+    hidden_size: int = 64
+    num_hidden_layers: int = 5
+    kernel_size: int = 3
+    first_kernel_size: int = 7
+    head_hidden_size: int = 64
+    num_head_layers: int = 2
+    dropout: float | int = 0.0
+    num_classes: int = 0
+    output_distribution: str | None = None
+    input_encoding: str = "scaled"
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs):
+        self.image_size = as_height_and_width(self.image_size)
+        if self.output_distribution is None:
+            self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
+        if self.num_classes > 0 and self.id2label is None:
+            kwargs.setdefault("num_labels", self.num_classes)
+        super().__post_init__(**kwargs)
+        if self.num_classes > 0:
+            self.label2id = {name: class_id for class_id, name in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        r"""
+        As in transformers, but fields given as keywords are checked together with the saved ones, and another
+        `num_classes` drops the saved names of classes.
+
+        Raises:
+            ValueError: If `config_dict` was written by a newer version of this code.
+        """
+        if config_dict.get("format_version", 1) > FORMAT_VERSION:
+            raise ValueError(
+                f"The saved config has `format_version` {config_dict['format_version']}; this version of hf_pixelcnn "
+                f"reads up to {FORMAT_VERSION}. Update the package."
+            )
+        overrides = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
+        num_classes = config_dict.get("num_classes", 0)
+        if overrides.get("num_classes", num_classes) != num_classes:
+            config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+    @property
+    def rows_seen_above(self) -> int:
+        """How many rows above its own a dimension can depend on."""
+        return self.first_kernel_size // 2 + self.num_hidden_layers * (self.kernel_size // 2)
+
+    def validate_sizes(self):
+        size = as_height_and_width(self.image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"`image_size` must be a positive int or [height, width], got {self.image_size}.")
+        for name, least in {
+            "hidden_size": 1,
+            "num_hidden_layers": 1,
+            "head_hidden_size": 1,
+            "num_head_layers": 0,
+            "num_classes": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        for name in ("kernel_size", "first_kernel_size"):
+            size = getattr(self, name)
+            if size < 1 or size % 2 == 0:
+                raise ValueError(f"`{name}` must be odd and positive, so that a kernel has a centre, got {size}.")
+        if self.first_kernel_size < 3:
+            raise ValueError("`first_kernel_size` must be at least 3: a masked 1×1 kernel sees nothing, got 1.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+
+    def validate_levels(self):
+        if self.input_encoding not in ("scaled", "embedding"):
+            raise ValueError(f"`input_encoding` must be 'scaled' or 'embedding', got {self.input_encoding!r}.")
+        most = MAX_EMBEDDED_LEVELS if self.input_encoding == "embedding" else MAX_SCALED_LEVELS
+        if not 2 <= self.num_levels <= most:
+            raise ValueError(
+                f"`num_levels` must be between 2 and {most} with input_encoding={self.input_encoding!r}, "
+                f"got {self.num_levels}."
+            )
+
+    def validate_output_distribution(self):
+        if self.output_distribution not in ("bernoulli", "categorical"):
+            raise ValueError(
+                f"`output_distribution` must be 'bernoulli' or 'categorical', got {self.output_distribution!r}."
+            )
+        if self.output_distribution == "bernoulli" and self.num_levels != 2:
+            raise ValueError(
+                f"`output_distribution='bernoulli'` has two levels, but `num_levels` is {self.num_levels}; "
+                "use 'categorical'."
+            )
+
+    def validate_channel_groups(self):
+        if self.num_channels < 1:
+            raise ValueError(f"`num_channels` must be at least 1, got {self.num_channels}.")
+        for name in ("hidden_size", "head_hidden_size"):
+            if getattr(self, name) % self.num_channels:
+                raise ValueError(
+                    f"`{name}` must be divisible by `num_channels` ({self.num_channels}), because features are split "
+                    f"into one group a channel, got {getattr(self, name)}."
+                )
+
+    def validate_classes(self):
+        if self.num_classes > 0 and len(self.id2label) != self.num_classes:
+            raise ValueError(
+                f"`id2label` must name each of the {self.num_classes} classes (`num_classes`), "
+                f"got {len(self.id2label)} names."
+            )
+
+
+__all__ = ["CausalImageModelingConfig", "as_height_and_width"]

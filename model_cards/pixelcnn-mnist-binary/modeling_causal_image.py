@@ -1,0 +1,279 @@
+"""What the models of all families share: pixel encoding, class conditioning, head, initialisation, likelihood."""
+
+import pickle
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .checks_pixelcnn import check_levels
+from .configuration_causal_image import CausalImageModelingConfig
+from .likelihood_pixelcnn import OUTPUT_DISTRIBUTIONS
+from .masking_pixelcnn import CausalConv2d, MaskedConv2d
+
+
+@dataclass
+class CausalImageModelingOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
+            Mean negative log-likelihood in nats per dimension; divide by ln 2 for bits per dimension.
+        logits (`torch.FloatTensor`):
+            Parameters of the output distribution: `(batch, channels, height, width)` for `"bernoulli"`,
+            `(batch, channels, height, width, num_levels)` for `"categorical"`.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
+            One `(batch, hidden_size, height, width)` after each layer.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class CausalImageModelOutput(ModelOutput):
+    r"""
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, hidden_size, height, width)`):
+            The residual stream after the last layer; the head reads it.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
+            The residual stream after each layer.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class PixelEncoding(nn.Module):
+    r"""
+    Levels `(batch, channels, height, width)` to features `(batch, channels * features, height, width)`.
+
+    `"scaled"`: one feature a channel, `2 * level / (num_levels - 1) - 1`. `"embedding"`: a learned vector of
+    `hidden_size // num_channels` features for every level of every channel. Features of a channel are neighbours.
+    """
+
+    def __init__(self, config: CausalImageModelingConfig):
+        super().__init__()
+        self.num_levels, self.num_channels = config.num_levels, config.num_channels
+        self.embedding = None
+        self.features = 1
+        if config.input_encoding == "embedding":
+            self.features = config.hidden_size // config.num_channels
+            self.embedding = nn.Embedding(config.num_channels * config.num_levels, self.features)
+
+    def table(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """What each level of each channel becomes: `(num_channels, num_levels, features)`."""
+        if self.embedding is None:
+            levels = torch.arange(self.num_levels, device=device)
+            return self.scale(levels, dtype)[:, None].expand(self.num_channels, -1, -1)
+        return self.embedding.weight.unflatten(0, (self.num_channels, self.num_levels))
+
+    def scale(self, levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        exact = torch.promote_types(dtype, torch.float32)
+        return (levels.to(exact) * 2 / (self.num_levels - 1) - 1).to(dtype)
+
+    def forward(self, pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self.embedding is None:
+            return self.scale(pixel_values, dtype)
+        first = torch.arange(self.num_channels, device=pixel_values.device) * self.num_levels
+        features = self.embedding(pixel_values.long() + first[:, None, None])  # (batch, channels, h, w, features)
+        return features.movedim(-1, 2).flatten(1, 2)
+
+
+class ClassEmbedding(nn.Embedding):
+    """A bias for every class: `(batch,)` class ids to `(batch, features, 1, 1)`; id -1, no class, is a zero vector."""
+
+    def forward(self, class_ids: torch.Tensor) -> torch.Tensor:
+        bias = super().forward(class_ids.clamp(min=0)) * (class_ids >= 0).to(self.weight.dtype)[:, None]
+        return bias[:, :, None, None]
+
+
+class PixelHead(nn.Module):
+    """`num_head_layers` times ReLU and 1×1, then ReLU and the 1×1 that puts out the distribution's parameters."""
+
+    def __init__(self, config: CausalImageModelingConfig, num_parameters: int):
+        super().__init__()
+        sizes = [config.hidden_size] + [config.head_hidden_size] * config.num_head_layers + [num_parameters]
+        self.layers = nn.ModuleList(
+            MaskedConv2d(size, next_size, 1, mask_type="B", num_channels=config.num_channels)
+            for size, next_size in pairwise(sizes)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, relu=True)
+        return x
+
+
+class CausalImagePreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation for all families."""
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so accumulation and processes add up
+
+    def __init__(self, config, *args, **kwargs):
+        config.validate()  # fields may have been assigned since it was made
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        r"""
+        Convolutions: N(0, 1 / fan_in), where fan_in counts the inputs that an output really sees behind its mask (LeCun
+        et al. 1998, Efficient BackProp, section 4.6), so that activations start with the variance of the image
+        whatever the kernel. Biases 0. Embeddings of levels N(0, 1), the scale of a normalised pixel; embeddings of
+        classes N(0, 0.02²), so that all classes start almost alike. Describes masks too, because loading asks for that.
+        """
+        if isinstance(module, CausalConv2d):
+            visible = torch.ones_like(module.kernel(module.weight), dtype=torch.bool)
+            if module.mask is not None:
+                visible = module.build_mask().to(module.mask.device)
+                init.copy_(module.mask, visible)
+            if not getattr(module.weight, "_is_hf_initialized", False):  # loaded already: draw nothing
+                fan_in = visible.sum(dim=(1, 2, 3), keepdim=True)
+                module.weight.zero_()
+                module.kernel(module.weight).normal_().mul_(visible * fan_in.rsqrt())
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02 if isinstance(module, ClassEmbedding) else 1.0)
+
+    @classmethod
+    def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
+        r"""
+        As in transformers, but only an explicit `use_safetensors=False` reads a `.bin` file, and pickled code in it is
+        never run.
+
+        Raises:
+            OSError: If there is no such model, or its weights are damaged, or not there as safetensors.
+        """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        try:
+            return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {str(name)!r} are damaged or cut off ({error}): download or copy them again "
+                "(from the Hub with `force_download=True`)."
+            ) from error
+        except pickle.UnpicklingError as error:
+            raise OSError(
+                f"The weights of {str(name)!r} contain pickled code, which could do anything and is not run. Where you "
+                "trust their author, `model = AutoModel.from_config(config)`, `model.load_state_dict(torch.load(file, "
+                "weights_only=False))` and `model.save_pretrained(folder)` convert them to safetensors."
+            ) from error
+        except OSError as error:
+            if use_safetensors is not False and "model.safetensors" in str(error):
+                raise OSError(
+                    f"{error} Weights in a `.bin` file are read only when asked for, with `use_safetensors=False`; "
+                    "`save_pretrained` then converts them."
+                ) from error
+            raise
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
+        """As in transformers; in the file, weights that a mask hides are zero."""
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        for name, module in self.named_modules():
+            weight = state_dict.get(f"{name}.weight")
+            if isinstance(module, CausalConv2d) and module.mask is not None and weight is not None:
+                state_dict[f"{name}.weight"] = module.masked(weight)
+        return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+
+class CausalImageModelingMixin:
+    """The likelihood: what `...ForCausalImageModeling` of every family does with `self.model` and `self.head`."""
+
+    def build_head(self, config: CausalImageModelingConfig):
+        self.output_distribution = OUTPUT_DISTRIBUTIONS[config.output_distribution](
+            config.num_channels, config.num_levels
+        )
+        self.head = PixelHead(config, self.output_distribution.num_parameters)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.LongTensor,
+        *,
+        class_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> CausalImageModelingOutput:
+        r"""
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`):
+                Integer levels `0 ... num_levels - 1`, any integer dtype.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Class of each image, -1 for none; needed by a conditional model, refused by others.
+            labels (`torch.LongTensor` of shape `(batch, channels, height, width)`, *optional*):
+                Levels to score, as a rule `pixel_values` itself; -100 is left out of the loss.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the features after each layer.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                What to divide the summed loss by instead of the number of labels; `Trainer` passes the labels of all
+                accumulated batches.
+
+        Returns:
+            [`CausalImageModelingOutput`], or a tuple with `return_dict=False`.
+
+        Raises:
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
+            not check the range.
+        """
+        features = self.model(
+            pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        parameters = self.output_distribution.parameters(self.head(features.last_hidden_state))
+        loss = None
+        if labels is not None:
+            check_levels("labels", labels, self.config, ignored=-100)
+            if labels.shape != pixel_values.shape:
+                raise ValueError(
+                    f"`labels` must have the shape of `pixel_values`, {tuple(pixel_values.shape)}, "
+                    f"got {tuple(labels.shape)}."
+                )
+            if num_items_in_batch is not None and labels.dtype == torch.uint8 and self.config.num_levels > 156:
+                raise TypeError(
+                    "`labels` must be signed integers (int64) for Trainer: in uint8 the ignored label -100 is level "
+                    "156, which `num_items_in_batch` then leaves out."
+                )
+            labels = labels.long()  # in uint8 arithmetic -100 is level 156
+            counted = labels != -100
+            log_prob = self.output_distribution.log_prob(parameters, torch.where(counted, labels, 0))
+            nats = -torch.where(counted, log_prob, 0).sum()
+            loss = nats / (counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=features.hidden_states)
+
+    def log_prob(
+        self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None
+    ) -> torch.FloatTensor:
+        r"""
+        Exact log-likelihood of every dimension given its past, in nats.
+
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Integer levels.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): See `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, channels, height, width)`, at least float32. The log-likelihood of an
+            image is the sum over its dimensions. Gradients flow; wrap in `torch.no_grad()` for scoring alone.
+
+        Raises:
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range (unless `log_prob` is compiled).
+        """
+        parameters = self(pixel_values, class_ids=class_ids, return_dict=True).logits
+        return self.output_distribution.log_prob(parameters, pixel_values)
+
+
+__all__ = [
+    "CausalImageModelOutput",
+    "CausalImageModelingMixin",
+    "CausalImageModelingOutput",
+    "CausalImagePreTrainedModel",
+]
