@@ -1,7 +1,7 @@
 r"""
 Score a model on a whole split: bits per dimension, nats per dimension and nats per image, with sums in float64.
 
-    python training/evaluate.py --model runs/mnist_pixelcnn_binary --dataset ylecun/mnist --split test --output results.json
+    python training/evaluate.py --model runs/mnist_pixelcnn --dataset ylecun/mnist --split test --output results.json
 
 `--model` is a folder or an id on the Hub; its own image processor makes the levels. With stochastic binarisation the
 draw of each image depends on `--seed` and its place in the split alone.

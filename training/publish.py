@@ -1,8 +1,8 @@
 r"""
 Publish a trained model: write the folder that goes to the Hub, check it, push it.
 
-    python training/publish.py --model runs/mnist_pixelcnn_binary --repo_id USER/pixelcnn-mnist-binary --dry_run true
-    python training/publish.py --model runs/mnist_pixelcnn_binary --repo_id USER/pixelcnn-mnist-binary
+    python training/publish.py --model runs/mnist_pixelcnn --repo_id USER/pixelcnn-mnist-binary --dry_run true
+    python training/publish.py --model runs/mnist_pixelcnn --repo_id USER/pixelcnn-mnist-binary
 
 The folder (`--output_dir`, by default `<model>/hub`) holds weights, configs, the source files that make it work
 without the package, `results.json`, `samples.png`, the recipe, and a model card made from these. It is loaded in a

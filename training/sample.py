@@ -1,12 +1,12 @@
 r"""
 Draw images from a model, or complete the images of a data set, as one picture.
 
-    python training/sample.py --model runs/mnist_pixelcnn_binary --num_images 64 --seed 0 --output samples.png
-    python training/sample.py --model runs/mnist_pixelcnn_binary --complete ylecun/mnist --split "test[:8]" --rows_given 14
+    python training/sample.py --model runs/mnist_pixelcnn --num_images 64 --seed 0 --output samples.png
+    python training/sample.py --model runs/mnist_pixelcnn --complete ylecun/mnist --split "test[:8]" --rows_given 14
 
 Several processes share the work, and draw the same images as one:
 
-    accelerate launch --num_processes 2 training/sample.py --model runs/mnist_pixelcnn_binary --num_images 64
+    accelerate launch --num_processes 2 training/sample.py --model runs/mnist_pixelcnn --num_images 64
 
 A grid of completions has one row for each given image: the image, then `--num_images` completions of its upper rows.
 """

@@ -1,7 +1,7 @@
 r"""
 Train an image model on a data set of the Hub or of a local folder.
 
-    python training/train.py --config training/configs/mnist_pixelcnn_binary.yaml --output_dir runs/mnist_pixelcnn_binary
+    python training/train.py --config training/configs/mnist_pixelcnn_binary.yaml --output_dir runs/mnist_pixelcnn
 
 A recipe holds values for any of the arguments below (`--help`), which the command line overrides. Two processes:
 
