@@ -1,5 +1,6 @@
 """What the configurations of all families have in common."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
@@ -108,6 +109,14 @@ class CausalImageModelingConfig(PreTrainedConfig):
     def rows_seen_above(self) -> int:
         """How many rows above its own a dimension can depend on."""
         return self.first_kernel_size // 2 + self.num_hidden_layers * (self.kernel_size // 2)
+
+    def class_ids_of(self, classes: Iterable[int | str]) -> list[int]:
+        """Ids of classes given by number or by their name in `id2label`; a name that does not exist is a ValueError."""
+        classes, names = list(classes), self.label2id if self.num_classes else {}
+        unknown = [name for name in classes if isinstance(name, str) and name not in names]
+        if unknown:
+            raise ValueError(f"There is no class {unknown[0]!r}; the model has {list(names) or 'no classes'}.")
+        return [names[name] if isinstance(name, str) else name for name in classes]
 
     def validate_sizes(self):
         size = as_height_and_width(self.image_size)

@@ -7,6 +7,7 @@ exceeds the number. So every sampler draws the same image, at any batch size.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,10 @@ class PixelCNNGenerationConfig(GenerationConfig):
         top_k (`int`, defaults to 0): Keep only the `top_k` most probable levels; 0 keeps all.
         top_p (`float`, defaults to 1.0): Keep the smallest set of levels whose probability reaches `top_p`.
         min_p (`float`, defaults to 0.0): Keep levels with at least `min_p` times the probability of the most probable.
+        guidance_scale (`float`, defaults to 1.0): How strongly images show their class: log-probabilities become
+            those without a class plus `guidance_scale` times what the class adds to them, normalised again, before any
+            other setting (Ho & Salimans 2021, https://huggingface.co/papers/2207.12598). 1 is the model itself; any
+            other value needs a class-conditional model trained with class dropout, and doubles the work.
         use_cache (`bool`, defaults to `True`): `False` turns `sampler="cached"` into `"naive"`.
         return_dict_in_generate (`bool`, defaults to `False`): Return a [`PixelCNNGenerateOutput`].
         output_scores (`bool`, defaults to `False`): Keep the scores of every dimension in that output.
@@ -83,6 +88,7 @@ class PixelCNNGenerationConfig(GenerationConfig):
             "top_k": 0,
             "top_p": 1.0,
             "min_p": 0.0,
+            "guidance_scale": 1.0,
             "use_cache": True,
             "return_dict_in_generate": False,
             "output_scores": False,
@@ -92,7 +98,7 @@ class PixelCNNGenerationConfig(GenerationConfig):
         for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-        for name in ("temperature", "top_k", "top_p", "min_p"):
+        for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
                 raise TypeError(f"`{name}` must be {'an int' if name == 'top_k' else 'a number'}, got {value!r}.")
@@ -104,6 +110,8 @@ class PixelCNNGenerationConfig(GenerationConfig):
             raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"`min_p` must be in [0, 1], got {self.min_p}.")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"`guidance_scale` must be a finite number of at least 0, got {self.guidance_scale}.")
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -199,6 +207,8 @@ class Canvas:
         on_row (callable): Called with `(row, levels)`, `(batch, channels, width)`, when a row is finished.
     """
 
+    copies = 1  # of every image in the batch of the network
+
     def __init__(self, distribution, shape, device, on_row):
         batch, self.channels, self.height, self.width = shape
         self.distribution, self.on_row = distribution, on_row
@@ -213,6 +223,10 @@ class Canvas:
     def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
         """Decide one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
         raise NotImplementedError
+
+    def for_network(self, batch: torch.Tensor) -> torch.Tensor:
+        """A batch of images or levels as the network gets it: `copies` times."""
+        return batch if self.copies == 1 else torch.cat([batch] * self.copies)
 
     def images(self) -> torch.Tensor:
         """The canvas as `(batch, channels, height, width)`; the place that notices broken probabilities."""
@@ -241,6 +255,21 @@ class Canvas:
             self.on_row(row, levels.transpose(1, 2))
 
 
+class GuidedDistribution:
+    r"""
+    What guidance makes of an output distribution: log-probabilities without a class plus `scale` times what the class
+    adds to them, normalised. The parameters of a batch are those with classes, then those without.
+    """
+
+    def __init__(self, distribution, scale: float):
+        self.distribution, self.scale = distribution, scale
+
+    def level_logits(self, parameters: torch.Tensor, channel: int, previous: torch.Tensor) -> torch.Tensor:
+        logits = self.distribution.level_logits(parameters, channel, torch.cat((previous, previous)))
+        with_class, without = logits.chunk(2)
+        return (without + self.scale * (with_class - without)).log_softmax(-1)
+
+
 class SampledCanvas(Canvas):
     r"""
     Images being drawn, by the noise rule.
@@ -251,11 +280,17 @@ class SampledCanvas(Canvas):
         known (`torch.BoolTensor` of the shape of the images, *optional*), given (`torch.LongTensor`, likewise):
             Where levels are given, and which.
         processors (`LogitsProcessorList`): Applied to the log-probabilities.
+        guidance_scale (`float`): With a value other than 1 the network sees every image twice, first all with their
+            classes, then all without; see [`PixelCNNGenerationConfig`].
         do_sample (`bool`): Draw levels by the noise rule, or take the most probable ones.
         keep_scores (`bool`): Whether to keep the processed log-probabilities of every dimension.
     """
 
-    def __init__(self, distribution, shape, noise, known, given, processors, do_sample, keep_scores, on_row):
+    def __init__(
+        self, distribution, shape, noise, known, given, processors, guidance_scale, do_sample, keep_scores, on_row
+    ):
+        if guidance_scale != 1:
+            distribution, self.copies = GuidedDistribution(distribution, guidance_scale), 2
         super().__init__(distribution, shape, noise.device, on_row)
         self.noise, self.processors, self.do_sample = noise.contiguous(), processors, do_sample
         self.scores = [] if keep_scores else None
@@ -407,6 +442,11 @@ class PixelCNNGenerationMixin:
             raise ValueError("The model is on the meta device: it has no weights to draw with.")
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
         class_ids = self._request_class_ids(class_ids, shape[0])
+        if config.guidance_scale != 1 and (class_ids is None or class_ids.min() < 0):
+            what = "an unconditional model" if class_ids is None else "images of class -1, which means no class"
+            raise ValueError(
+                f"`guidance_scale={config.guidance_scale}` compares a class with no class, so it cannot go with {what}."
+            )
         known, given = self._request_known(pixel_values, known_mask, shape)
         noise = draw_noise(generator, shape[0], shape[1] * shape[2] * shape[3], self.device)
 
@@ -431,10 +471,13 @@ class PixelCNNGenerationMixin:
                         noise[:, images],
                         *part[:2],
                         processors,
+                        config.guidance_scale,
                         config.do_sample,
                         config.output_scores,
                         on_row,
                     )
+                    if canvas.copies > 1:
+                        part[2] = torch.cat((part[2], torch.full_like(part[2], -1)))
                     iterations = samplers[sampler](canvas, part[2])
                 if iterations is not None:
                     num_iterations = max(iterations, num_iterations or 0)
@@ -461,19 +504,19 @@ class PixelCNNGenerationMixin:
     def _sample_naive(self, canvas: Canvas, class_ids: torch.Tensor | None):
         """The reference: one full forward for every dimension."""
         for row, column, _, dimension in canvas.raster():
-            parameters = self(canvas.images(), class_ids=class_ids, return_dict=True).logits
+            parameters = self(canvas.for_network(canvas.images()), class_ids=class_ids, return_dict=True).logits
             canvas.decide(self.output_distribution.pixels(parameters)[:, row, column], dimension)
 
     def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None):
         """Every activation once; see [`SamplingCache`]."""
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
-        cache = self.sampling_cache_class(self, len(canvas.levels), canvas.width, class_ids)
+        cache = self.sampling_cache_class(self, canvas.copies * len(canvas.levels), canvas.width, class_ids)
         for _, column, channel, dimension in canvas.raster():
             if column == channel == 0:
                 cache.start_row()
             level = canvas.decide(cache.parameters(column, channel), dimension)
-            cache.observe(column, channel, level)
+            cache.observe(column, channel, canvas.for_network(level))
 
     def _sample_fixed_point(self, canvas: Canvas, class_ids: torch.Tensor | None) -> int:
         """
@@ -486,7 +529,9 @@ class PixelCNNGenerationMixin:
         row_size = canvas.width * canvas.channels
         while final_rows < canvas.height:
             top = max(0, final_rows - self.config.rows_seen_above)
-            parameters = self(canvas.images()[:, :, top:], class_ids=class_ids, return_dict=True).logits
+            parameters = self(
+                canvas.for_network(canvas.images())[:, :, top:], class_ids=class_ids, return_dict=True
+            ).logits
             pixels = self.output_distribution.pixels(parameters)[:, final_rows - top :]
             levels = canvas.decide_rows(pixels, final_rows)
             changed = (levels != canvas.levels[:, final_rows * row_size :]).any(0)

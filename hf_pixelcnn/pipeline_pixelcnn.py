@@ -91,7 +91,7 @@ class PixelCNNImagePipeline(Pipeline):
             images (an image or a list, as the image processor takes them, *optional*), mask (bool, `(height, width)` or
                 broadcastable to `(n, channels, height, width)`): Images to complete, and where they are kept.
             batch_size (`int`, *optional*): The most images drawn at a time; does not change them.
-            generator, generate_kwargs: As for `generate`.
+            generator, generate_kwargs: As for `generate`, e.g. `guidance_scale` or `temperature`.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, defaults to `True`): `False` returns a tuple.
 
@@ -135,12 +135,7 @@ class PixelCNNImagePipeline(Pipeline):
         """Ids of classes given by number or name."""
         if isinstance(classes, torch.Tensor | np.ndarray):
             classes = classes.tolist()
-        classes = list(classes) if isinstance(classes, list | tuple) else [classes]
-        names = self.model.config.label2id
-        unknown = [name for name in classes if isinstance(name, str) and name not in names]
-        if unknown:
-            raise ValueError(f"There is no class {unknown[0]!r}; the model has {list(names)}.")
-        return [names[name] if isinstance(name, str) else name for name in classes]
+        return self.model.config.class_ids_of(classes if isinstance(classes, list | tuple) else [classes])
 
     def _forward(self, inputs: dict, **generate_kwargs) -> dict:
         levels = self.model.generate(**inputs, **generate_kwargs)

@@ -18,6 +18,7 @@ import sample
 import torch
 import train
 from command_line import InputError
+from conftest import strengthen_classes
 from PIL import Image
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 from safetensors.torch import load_file
@@ -400,6 +401,24 @@ def test_sample_draws_the_same_picture_for_the_same_seed_at_any_batch_size(train
         pictures.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
     assert np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[0], pictures[2])
+
+
+def test_classes_have_names_and_guidance_on_the_command_line(tmp_path):
+    model = gated_model(num_classes=3, id2label={0: "cat", 1: "dog", 2: "7"})
+    strengthen_classes(model).save_pretrained(tmp_path / "model")
+    PixelCNNImageProcessor(num_levels=4).save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--num_images", "2", "--device", "cpu"]
+    pictures = {}
+    for class_id, scale in [("dog", "1"), ("1", "1"), ("7", "1"), ("2", "1"), ("dog", "3")]:
+        path = tmp_path / f"{class_id}{scale}.png"
+        sample.main([*words, "--class_id", class_id, "--guidance_scale", scale, "--output", str(path)])
+        pictures[class_id + scale] = np.asarray(Image.open(path))
+    assert np.array_equal(pictures["dog1"], pictures["11"])
+    assert np.array_equal(pictures["71"], pictures["21"])  # a name comes before a number
+    assert not np.array_equal(pictures["dog1"], pictures["71"])
+    assert not np.array_equal(pictures["dog1"], pictures["dog3"])
+    message = one_line_error(sample.main, [*words, "--class_id", "cow"])
+    assert "There is no class 'cow'; the model has ['cat', 'dog', '7']" in message
 
 
 def test_two_processes_draw_the_same_picture_as_one(trained, tmp_path):

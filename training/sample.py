@@ -33,8 +33,9 @@ class SamplingArguments:
     output: str = field(default="samples.png", metadata={"help": "PNG file to write."})
     num_images: int = field(default=16, metadata={"help": "Images; with --complete, completions of each image."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise; the same seed draws the same images."})
-    class_id: int | None = field(
-        default=None, metadata={"help": "Class of all images; by default all in turn, or the given images' own."}
+    class_id: str | None = field(
+        default=None,
+        metadata={"help": "Class of all images, by name or number; by default all in turn, or the given images' own."},
     )
     image_size: int | None = field(default=None, metadata={"help": "Height and width; by default the model's."})
     batch_size: int = field(default=64, metadata={"help": "Images drawn at once; changes nothing but the time."})
@@ -44,6 +45,9 @@ class SamplingArguments:
     top_k: int | None = field(default=None, metadata={"help": "Keep the most probable levels only; 0 keeps all."})
     top_p: float | None = field(default=None, metadata={"help": "Keep the smallest set with this probability."})
     min_p: float | None = field(default=None, metadata={"help": "Keep levels with this share of the highest one."})
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "How strongly images show their class; 1 is the model itself."}
+    )
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
     complete: str | None = field(default=None, metadata={"help": "Data set whose images are completed."})
     split: str = field(default="test[:8]", metadata={"help": "Which of its images."})
@@ -81,6 +85,16 @@ def draw_share(model, num_images: int, generator: torch.Generator, **request) ->
     return gather(levels)[:num_images].cpu()
 
 
+def find_class(config, word: str) -> int:
+    """The id of a class given by its name or, where no class has that name, by its number."""
+    is_number = word not in config.label2id and word.removeprefix("-").isdecimal()
+    try:
+        (class_id,) = config.class_ids_of([int(word) if is_number else word])
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return class_id
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(SamplingArguments).parse(arguments)
@@ -96,7 +110,7 @@ def main(arguments: list[str] | None = None):
     columns, total = args.columns, args.num_images
     request = {"sampler": args.sampler, "image_size": args.image_size, "max_batch_size": args.batch_size} | {
         name: getattr(args, name)
-        for name in ("temperature", "top_k", "top_p", "min_p")
+        for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale")
         if getattr(args, name) is not None
     }
 
@@ -120,7 +134,7 @@ def main(arguments: list[str] | None = None):
     if config.num_classes:
         in_turn = torch.arange(total) % config.num_classes
         if args.class_id is not None:
-            request["class_ids"] = torch.full((total,), args.class_id)
+            request["class_ids"] = torch.full((total,), find_class(config, args.class_id))
         elif not args.complete:
             request["class_ids"], columns = in_turn, columns or config.num_classes
     elif args.class_id is not None:
