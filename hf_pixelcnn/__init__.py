@@ -1,12 +1,13 @@
 r"""
 PixelCNN models for Hugging Face Transformers: exact image likelihoods, and sampling at about the cost of one forward.
 
-Importing the package registers its classes with `AutoConfig`, `AutoModel` and `AutoImageProcessor`, and the pipeline
-`"unconditional-image-generation"`.
+Importing the package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForImageClassification` and
+`AutoImageProcessor`, and the pipeline `"unconditional-image-generation"`.
 """
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .compression import CompressedStreamError, compress, decompress
@@ -18,22 +19,31 @@ from .likelihood_pixelcnn import BernoulliOutput, CategoricalOutput, bits_per_di
 from .modeling_causal_image import CausalImageModelingOutput
 from .modeling_gated_pixelcnn import (
     GatedPixelCNNForCausalImageModeling,
+    GatedPixelCNNForImageClassification,
     GatedPixelCNNModel,
     GatedPixelCNNPreTrainedModel,
 )
-from .modeling_pixelcnn import PixelCNNForCausalImageModeling, PixelCNNModel, PixelCNNPreTrainedModel
+from .modeling_pixelcnn import (
+    PixelCNNForCausalImageModeling,
+    PixelCNNForImageClassification,
+    PixelCNNModel,
+    PixelCNNPreTrainedModel,
+)
 from .pipeline_pixelcnn import PixelCNNImagePipeline, PixelCNNPipelineOutput
 from .preview_pixelcnn import LivePreview
 from .receptive_field_pixelcnn import receptive_field
 
 __version__ = "0.1.0"
 
-for _config, _model in (
-    (PixelCNNConfig, PixelCNNForCausalImageModeling),
-    (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling),
+for _config, _model, _classifier in (
+    (PixelCNNConfig, PixelCNNForCausalImageModeling, PixelCNNForImageClassification),
+    (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling, GatedPixelCNNForImageClassification),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
+    # The pipeline "image-classification" looks for names of classes here.
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[_config.model_type] = _classifier.__name__
     AutoImageProcessor.register(
         _config,
         image_processor_classes={"pil": PixelCNNImageProcessor, "torchvision": PixelCNNImageProcessor},
@@ -42,6 +52,7 @@ for _config, _model in (
     # From here on every saved model carries the source files it needs, for use without this package.
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModel")
+    _classifier.register_for_auto_class("AutoModelForImageClassification")
 PixelCNNImageProcessor.register_for_auto_class("AutoImageProcessor")
 for _task in ("unconditional-image-generation", "pixelcnn-image-generation"):  # a saved pipeline names the last one
     PIPELINE_REGISTRY.register_pipeline(_task, pipeline_class=PixelCNNImagePipeline, pt_model=AutoModel, type="image")
@@ -53,11 +64,13 @@ __all__ = [
     "CompressedStreamError",
     "GatedPixelCNNConfig",
     "GatedPixelCNNForCausalImageModeling",
+    "GatedPixelCNNForImageClassification",
     "GatedPixelCNNModel",
     "GatedPixelCNNPreTrainedModel",
     "LivePreview",
     "PixelCNNConfig",
     "PixelCNNForCausalImageModeling",
+    "PixelCNNForImageClassification",
     "PixelCNNGenerateOutput",
     "PixelCNNGenerationConfig",
     "PixelCNNImagePipeline",

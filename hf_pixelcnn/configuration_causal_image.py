@@ -1,5 +1,6 @@
 """What the configurations of all families have in common."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import fields
 
@@ -54,6 +55,13 @@ class CausalImageModelingConfig(PreTrainedConfig):
             symbols without an order such as VQ-VAE codes.
         format_version (`int`, defaults to 1):
             Version of the meaning of the fields and weights; a saved model of a newer one is refused.
+        class_prior (list of `float` or `"learned"`, *optional*):
+            Read by `...ForImageClassification` alone, like the two fields below: probability of each class before its
+            image is seen. Defaults to equal ones; `"learned"` makes it a parameter, which starts there.
+        class_temperature (`float`, defaults to 1.0):
+            Divides the log-probabilities of classes; above 1 it makes them less certain.
+        generative_weight (`float`, defaults to 0.5):
+            Share of the generative term in the loss of a classifier, 0 to 1; the rest is cross-entropy.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has the wrong type or a value that no network can be
@@ -74,9 +82,14 @@ class CausalImageModelingConfig(PreTrainedConfig):
     output_distribution: str | None = None
     input_encoding: str = "scaled"
     format_version: int = FORMAT_VERSION
+    class_prior: list[float | int] | tuple[float | int, ...] | str | None = None
+    class_temperature: float | int = 1.0
+    generative_weight: float | int = 0.5
 
     def __post_init__(self, **kwargs):
         self.image_size = as_height_and_width(self.image_size)
+        if isinstance(self.class_prior, tuple):
+            self.class_prior = list(self.class_prior)
         if self.output_distribution is None:
             self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
         if self.num_classes > 0 and self.id2label is None:
@@ -177,6 +190,23 @@ class CausalImageModelingConfig(PreTrainedConfig):
                 f"`id2label` must name each of the {self.num_classes} classes (`num_classes`), "
                 f"got {len(self.id2label)} names."
             )
+
+    def validate_classification(self):
+        prior = self.class_prior
+        if isinstance(prior, str) and prior != "learned":
+            raise ValueError(f"`class_prior` must be None, a list of probabilities or 'learned', got {prior!r}.")
+        if isinstance(prior, list | tuple):
+            if len(prior) != self.num_classes:
+                raise ValueError(
+                    f"`class_prior` must have one probability for each of the {self.num_classes} classes "
+                    f"(`num_classes`), got {len(prior)}."
+                )
+            if not min(prior) >= 0 or not abs(sum(prior) - 1) <= 1e-5:
+                raise ValueError(f"`class_prior` must be probabilities that sum to 1, got {prior}, sum {sum(prior)}.")
+        if not 0 < self.class_temperature < math.inf:
+            raise ValueError(f"`class_temperature` must be a finite number above 0, got {self.class_temperature}.")
+        if not 0 <= self.generative_weight <= 1:
+            raise ValueError(f"`generative_weight` must be in [0, 1], got {self.generative_weight}.")
 
 
 __all__ = ["CausalImageModelingConfig", "as_height_and_width"]

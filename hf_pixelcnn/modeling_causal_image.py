@@ -1,6 +1,7 @@
 """What the models of all families share: pixel encoding, class conditioning, head, initialisation, likelihood."""
 
 import pickle
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .checks_pixelcnn import check_levels
 from .configuration_causal_image import CausalImageModelingConfig
-from .likelihood_pixelcnn import OUTPUT_DISTRIBUTIONS
+from .likelihood_pixelcnn import OUTPUT_DISTRIBUTIONS, at_least_float32
 from .masking_pixelcnn import CausalConv2d, MaskedConv2d
 
 
@@ -93,6 +94,17 @@ class ClassEmbedding(nn.Embedding):
         return bias[:, :, None, None]
 
 
+class ClassPrior(nn.Module):
+    """Learned log-probabilities of classes, `(num_classes,)`; equal at the start."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self) -> torch.Tensor:
+        return at_least_float32(self.logits).log_softmax(-1)
+
+
 class PixelHead(nn.Module):
     """`num_head_layers` times ReLU and 1×1, then ReLU and the 1×1 that puts out the distribution's parameters."""
 
@@ -117,6 +129,7 @@ class CausalImagePreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _keys_to_ignore_on_load_unexpected = [r"^class_prior\."]  # which only a classifier has
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so accumulation and processes add up
 
     def __init__(self, config, *args, **kwargs):
@@ -129,7 +142,8 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         Convolutions: N(0, 1 / fan_in), where fan_in counts the inputs that an output really sees behind its mask (LeCun
         et al. 1998, Efficient BackProp, section 4.6), so that activations start with the variance of the image
         whatever the kernel. Biases 0. Embeddings of levels N(0, 1), the scale of a normalised pixel; embeddings of
-        classes N(0, 0.02²), so that all classes start almost alike. Describes masks too, because loading asks for that.
+        classes N(0, 0.02²), so that all classes start almost alike; a learned prior starts uniform. Describes masks
+        too, because loading asks for that.
         """
         if isinstance(module, CausalConv2d):
             visible = torch.ones_like(module.kernel(module.weight), dtype=torch.bool)
@@ -144,6 +158,8 @@ class CausalImagePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=0.02 if isinstance(module, ClassEmbedding) else 1.0)
+        elif isinstance(module, ClassPrior):
+            init.zeros_(module.logits)
 
     @classmethod
     def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
@@ -186,18 +202,38 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         return state_dict
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
-        """As in transformers; in the file, weights that a mask hides are zero."""
+        """As in transformers; in the file, weights that a mask hides are zero. `auto_map` names all Auto classes."""
+        if self._auto_class is not None:
+            auto_map = {  # also those that load the same weights as another class of this file
+                cls._auto_class: f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
+                for cls in vars(sys.modules[type(self).__module__]).values()
+                if isinstance(cls, type) and vars(cls).get("_auto_class")
+            }
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
         return super().save_pretrained(save_directory, is_main_process, self.masked_state_dict(state_dict), **kwargs)
 
 
-class CausalImageModelingMixin:
-    """The likelihood: what `...ForCausalImageModeling` of every family does with `self.model` and `self.head`."""
+class ImageLikelihoodMixin:
+    """p(image) out of `self.model` and `self.head`: what the models with a likelihood of every family share."""
 
     def build_head(self, config: CausalImageModelingConfig):
         self.output_distribution = OUTPUT_DISTRIBUTIONS[config.output_distribution](
             config.num_channels, config.num_levels
         )
         self.head = PixelHead(config, self.output_distribution.num_parameters)
+
+    def distribution_parameters(
+        self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, output_hidden_states: bool | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Parameters of the output distribution of every dimension, and the hidden states if asked for."""
+        features = self.model(
+            pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        return self.output_distribution.parameters(self.head(features.last_hidden_state)), features.hidden_states
+
+
+class CausalImageModelingMixin(ImageLikelihoodMixin):
+    """The likelihood of every dimension: what `...ForCausalImageModeling` of every family does."""
 
     @can_return_tuple
     def forward(
@@ -230,10 +266,7 @@ class CausalImageModelingMixin:
             ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
             not check the range.
         """
-        features = self.model(
-            pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
-        )
-        parameters = self.output_distribution.parameters(self.head(features.last_hidden_state))
+        parameters, hidden_states = self.distribution_parameters(pixel_values, class_ids, output_hidden_states)
         loss = None
         if labels is not None:
             check_levels("labels", labels, self.config, ignored=-100)
@@ -252,7 +285,7 @@ class CausalImageModelingMixin:
             log_prob = self.output_distribution.log_prob(parameters, torch.where(counted, labels, 0))
             nats = -torch.where(counted, log_prob, 0).sum()
             loss = nats / (counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-        return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=features.hidden_states)
+        return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=hidden_states)
 
     def log_prob(
         self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None
@@ -280,4 +313,5 @@ __all__ = [
     "CausalImageModelingMixin",
     "CausalImageModelingOutput",
     "CausalImagePreTrainedModel",
+    "ImageLikelihoodMixin",
 ]

@@ -22,6 +22,7 @@ from .modeling_causal_image import (
     ClassEmbedding,
     PixelEncoding,
 )
+from .modeling_image_classification import ImageClassificationMixin
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -115,4 +116,15 @@ class GatedPixelCNNForCausalImageModeling(
         self.post_init()
 
 
-__all__ = ["GatedPixelCNNForCausalImageModeling", "GatedPixelCNNModel", "GatedPixelCNNPreTrainedModel"]
+class GatedPixelCNNForImageClassification(ImageClassificationMixin, GatedPixelCNNPreTrainedModel):
+    """Gated PixelCNN as a classifier by Bayes' rule; see [`ImageClassificationMixin`]."""
+
+    backbone_class = GatedPixelCNNModel
+
+
+__all__ = [
+    "GatedPixelCNNForCausalImageModeling",
+    "GatedPixelCNNForImageClassification",
+    "GatedPixelCNNModel",
+    "GatedPixelCNNPreTrainedModel",
+]

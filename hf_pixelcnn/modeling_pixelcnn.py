@@ -23,6 +23,7 @@ from .modeling_causal_image import (
     ClassEmbedding,
     PixelEncoding,
 )
+from .modeling_image_classification import ImageClassificationMixin
 
 
 class PixelCNNBlock(GradientCheckpointingLayer):
@@ -99,4 +100,15 @@ class PixelCNNForCausalImageModeling(CausalImageModelingMixin, PixelCNNPreTraine
         self.post_init()
 
 
-__all__ = ["PixelCNNForCausalImageModeling", "PixelCNNModel", "PixelCNNPreTrainedModel"]
+class PixelCNNForImageClassification(ImageClassificationMixin, PixelCNNPreTrainedModel):
+    """PixelCNN as a classifier by Bayes' rule; see [`ImageClassificationMixin`]."""
+
+    backbone_class = PixelCNNModel
+
+
+__all__ = [
+    "PixelCNNForCausalImageModeling",
+    "PixelCNNForImageClassification",
+    "PixelCNNModel",
+    "PixelCNNPreTrainedModel",
+]

@@ -12,13 +12,19 @@ import torch
 from hf_pixelcnn import (
     GatedPixelCNNConfig,
     GatedPixelCNNForCausalImageModeling,
+    GatedPixelCNNForImageClassification,
     PixelCNNConfig,
     PixelCNNForCausalImageModeling,
+    PixelCNNForImageClassification,
 )
 
 FAMILIES = {
     "pixelcnn": (PixelCNNConfig, PixelCNNForCausalImageModeling),
     "gated_pixelcnn": (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling),
+}
+CLASSIFIERS = {
+    "pixelcnn": PixelCNNForImageClassification,
+    "gated_pixelcnn": GatedPixelCNNForImageClassification,
 }
 SAMPLERS = ("naive", "cached", "fixed_point")
 # What a model can be, apart from its family: every test of a core promise runs over these.

@@ -42,7 +42,7 @@ def test_wrong_pixel_values(family, pixel_values, error, message):
         (torch.tensor([3, 0]), ValueError, "must be 0 ... 2, or -1 for no class, got values from 0 to 3"),
         (torch.tensor([-2, 0]), ValueError, "got values from -2 to 0"),
         (torch.tensor([0.0, 1.0]), TypeError, "`class_ids` must be a LongTensor, got torch.float32"),
-        (torch.tensor([0]), ValueError, r"`class_ids` must have shape \(2,\), one a image, got \(1,\)"),
+        (torch.tensor([0]), ValueError, r"`class_ids` must have shape \(2,\), one an image, got \(1,\)"),
         ([0, 1], TypeError, "`class_ids` must be a LongTensor, got list"),
     ],
     ids=["none", "too high", "too low", "float", "too few", "list"],

@@ -1,6 +1,7 @@
 """A folder that `save_pretrained` writes, read back in this process, in a fresh one, and without the package."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hf_pixelcnn import PixelCNNImageProcessor
 # process without the package runs the source files in the folder instead.
 CHILD = """
 import importlib.util, json, pathlib, sys, torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 folder, with_package = pathlib.Path(sys.argv[1]), sys.argv[2] == "package"
 if with_package:
@@ -42,6 +43,10 @@ for path in sorted(folder.iterdir()):
     (grad,) = torch.autograd.grad(model(**expected["inputs"]).logits[0, 0, 2, 3].square().sum(), leaf)
     assert not grad[0, :, 3:].any() and not grad[0, :, 2, 3:].any() and not grad[1:].any(), path.name
     AutoImageProcessor.from_pretrained(path, trust_remote_code=not with_package)
+    if model.config.num_classes:
+        classifier = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=not with_package)
+        assert type(classifier).__module__ == type(model).__module__
+        assert torch.equal(classifier(expected["inputs"]["pixel_values"]).logits, expected["class_logits"]), path.name
     print("right:", path.name)
 """
 
@@ -57,9 +62,14 @@ def saved_models(tmp_path_factory):
             path = folder / f"{family}-{name}"
             model.save_pretrained(path)
             PixelCNNImageProcessor(num_levels=2, size={"height": 5, "width": 6}).save_pretrained(path)
+            classes = range(model.config.num_classes)
+            nats = [
+                model.log_prob(inputs["pixel_values"], class_ids=torch.full((2,), c)).sum((1, 2, 3)) for c in classes
+            ]
             torch.save(
                 {
                     "inputs": inputs,
+                    "class_logits": torch.stack(nats, 1).detach() - math.log(len(nats)) if nats else None,
                     "logits": model(**inputs).logits.detach(),
                     "buffers": dict(model.named_buffers()),
                     "condition": condition,

@@ -1,0 +1,251 @@
+"""Classification by Bayes' rule: the logits are the joint log-probabilities of image and class."""
+
+import itertools
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from benchmark import peak_bytes
+from conftest import CLASSIFIERS, FAMILIES, build_model, classy_model, random_inputs
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
+from transformers.utils import logging
+
+from hf_pixelcnn import PixelCNNImageProcessor
+
+CONFIGS = {
+    "grey_categorical": {"num_levels": 5, "num_classes": 3},
+    "colour_bernoulli": {"num_channels": 3, "num_classes": 2},
+    "colour_codes": {"num_channels": 3, "num_levels": 4, "num_classes": 4, "input_encoding": "embedding"},
+}
+
+
+def classifier_of(model, **fields):
+    """The classifier with the weights of a causal model, and other fields of its config."""
+    config = type(model.config)(**{**model.config.to_dict(), **fields})
+    classifier = CLASSIFIERS[config.model_type](config).to(model.dtype).eval()
+    missing, unexpected = classifier.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected
+    assert missing == (["class_prior.logits"] if config.class_prior == "learned" else [])
+    return classifier
+
+
+def log_likelihoods(model, pixel_values):
+    """log p(x | c), `(batch, num_classes)`, by the causal model."""
+    ids = [torch.full((len(pixel_values),), c) for c in range(model.config.num_classes)]
+    return torch.stack([model.log_prob(pixel_values, class_ids=c).sum((1, 2, 3)) for c in ids], dim=1)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_logits_are_log_likelihoods_plus_log_prior_over_temperature(family, config):
+    model = classy_model(family, **CONFIGS[config])
+    pixel_values = random_inputs(model, batch=3)["pixel_values"].to(torch.uint8)
+    num_classes = model.config.num_classes
+    expected = log_likelihoods(model, pixel_values)
+    assert expected.std(dim=1).min() > 0.01  # the classes differ
+    output = classifier_of(model)(pixel_values)
+    assert output.loss is None
+    torch.testing.assert_close(output.logits, expected - math.log(num_classes))
+    prior = torch.arange(1, num_classes + 1).double() / sum(range(num_classes + 1))
+    scaled = classifier_of(model, class_prior=prior.tolist(), class_temperature=20)(pixel_values, return_dict=False)[0]
+    torch.testing.assert_close(scaled, (expected + prior.log()) / 20, rtol=1e-6, atol=1e-6)  # the prior is float32
+
+
+def test_probabilities_are_those_of_a_table_of_all_images(family):
+    model = classy_model(family, image_size=2, num_classes=3)
+    images = torch.tensor(list(itertools.product((0, 1), repeat=4))).view(16, 1, 2, 2)
+    prior = [0.5, 0.125, 0.375]
+    with torch.no_grad():
+        joint = log_likelihoods(model, images).exp() * torch.tensor(prior)
+        probabilities = classifier_of(model, class_prior=prior)(images).logits.softmax(-1)
+    assert joint.sum().item() == pytest.approx(1)
+    torch.testing.assert_close(probabilities, joint / joint.sum(1, keepdim=True))
+
+
+def test_checkpoints_of_either_kind_load_as_the_other(family, tmp_path):
+    model = build_model(family, num_levels=4, num_classes=3)
+    model.save_pretrained(tmp_path / "causal")
+    classifier, report = AutoModelForImageClassification.from_pretrained(tmp_path / "causal", output_loading_info=True)
+    assert type(classifier) is CLASSIFIERS[family]
+    assert not any(report.values()), report
+    assert classifier.state_dict().keys() == model.state_dict().keys()
+    inputs = random_inputs(model)
+    torch.testing.assert_close(
+        classifier(inputs["pixel_values"]).logits, log_likelihoods(model, inputs["pixel_values"]) - math.log(3)
+    )
+    classifier.config.class_temperature = 3.0
+    classifier.save_pretrained(tmp_path / "classifier")
+    again, report = AutoModel.from_pretrained(tmp_path / "classifier", output_loading_info=True)
+    assert type(again) is FAMILIES[family][1]
+    assert not any(report.values()), report
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "classifier").config.class_temperature == 3.0
+    for folder in ("causal", "classifier"):
+        auto_map = json.loads((tmp_path / folder / "config.json").read_text())["auto_map"]
+        assert auto_map["AutoModel"].endswith("ForCausalImageModeling")
+        assert auto_map["AutoModelForImageClassification"] == f"modeling_{family}.{CLASSIFIERS[family].__name__}"
+
+
+def test_a_learned_prior_starts_uniform_is_learned_and_saved(family, tmp_path):
+    model = build_model(family, num_classes=3)
+    model.save_pretrained(tmp_path / "causal")
+    junk = [torch.full((3,), float("nan")) for _ in range(3000)]
+    del junk
+    classifier, report = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "causal", class_prior="learned", output_loading_info=True
+    )
+    assert report["missing_keys"] == {"class_prior.logits"}
+    pixel_values = random_inputs(model)["pixel_values"]
+    uniform = AutoModelForImageClassification.from_pretrained(tmp_path / "causal")(pixel_values).logits
+    torch.testing.assert_close(classifier(pixel_values).logits, uniform)
+    optimizer = torch.optim.SGD([classifier.class_prior.logits], lr=10.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        classifier(pixel_values, labels=torch.tensor([2, 2])).loss.backward()
+        optimizer.step()
+    learned = classifier.log_prior().exp()
+    assert learned[2] > 0.5
+    assert learned.sum().item() == pytest.approx(1)
+    classifier.save_pretrained(tmp_path / "learned")
+    again, report = AutoModelForImageClassification.from_pretrained(tmp_path / "learned", output_loading_info=True)
+    assert not any(report.values()), report
+    assert torch.equal(again(pixel_values).logits, classifier(pixel_values).logits)
+    causal, report = AutoModel.from_pretrained(tmp_path / "learned", output_loading_info=True)
+    assert not any(report.values()), report
+    assert torch.equal(causal.head.layers[0].weight, model.head.layers[0].weight)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1])
+def test_loss_and_gradients_are_those_of_the_formula(family, weight):
+    model = classy_model(family, **CONFIGS["grey_categorical"])
+    prior = [0.25, 0.5, 0.25]
+    classifier = classifier_of(model, class_prior=prior, class_temperature=2.0, generative_weight=weight).train()
+    pixel_values, labels = random_inputs(model, batch=3)["pixel_values"], torch.tensor([2, 0, 2])
+    joint = log_likelihoods(model, pixel_values)
+    generative = -joint[range(3), labels].mean() / 30
+    posterior = ((joint + torch.tensor(prior).double().log()) / 2).log_softmax(1)
+    expected = weight * generative - (1 - weight) * posterior[range(3), labels].mean()
+    loss = classifier(pixel_values, labels=labels).loss
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(classifier(pixel_values, labels=labels, num_items_in_batch=12).loss, expected / 4)
+    loss.backward()
+    expected.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(classifier.get_parameter(name).grad, parameter.grad, msg=name)
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_memory_does_not_grow_with_the_number_of_classes(is_training):
+    def peak(num_classes):
+        model = classifier_of(
+            build_model("gated_pixelcnn", num_classes=num_classes, image_size=16, num_levels=16, num_hidden_layers=4)
+        )
+        pixel_values = random_inputs(model, batch=4)["pixel_values"]
+        labels = torch.arange(4) % num_classes
+
+        def call():
+            with torch.set_grad_enabled(is_training):
+                loss = model.train(is_training)(pixel_values, labels=labels).loss
+                if is_training:
+                    loss.backward()
+
+        call()  # gradients are there from now on
+        return peak_bytes(call, torch.device("cpu"))
+
+    assert peak(8) < 1.2 * peak(2)
+
+
+def test_trainer_counts_images_and_evaluates(tmp_path):
+    weights = []
+    for batch, accumulation in [(4, 1), (2, 2)]:
+        model = build_model("gated_pixelcnn", num_classes=3, image_size=4)
+        classifier = classifier_of(model)
+        levels = random_inputs(model, batch=8)["pixel_values"]
+        rows = [{"pixel_values": x, "labels": i % 3} for i, x in enumerate(levels)]
+        args = TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            num_train_epochs=1,
+            optim="sgd",
+            learning_rate=0.5,
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = Trainer(classifier, args, train_dataset=rows, eval_dataset=rows)
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        assert trainer.evaluate()["eval_loss"] < before
+        weights.append(classifier.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_image_classification_pipeline_names_the_classes(family, tmp_path, caplog):
+    model = classy_model(family, num_levels=4, num_classes=3, id2label={0: "cat", 1: "dog", 2: "cow"}).float()
+    model.save_pretrained(tmp_path)
+    PixelCNNImageProcessor(num_levels=4, size={"height": 5, "width": 6}).save_pretrained(tmp_path)
+    images = [Image.fromarray(np.random.default_rng(i).integers(256, size=(9, 7, 3), dtype=np.uint8)) for i in (0, 1)]
+    logging.enable_propagation()
+    try:
+        pipe = pipeline("image-classification", model=str(tmp_path), device="cpu")
+        answers = pipe(images, batch_size=2)
+    finally:
+        logging.disable_propagation()
+    assert not [record for record in caplog.records if "is not supported for" in record.message]
+    levels = pipe.image_processor(images, return_tensors="pt")["pixel_values"]
+    for answer, row in zip(answers, log_likelihoods(model, levels).softmax(-1).tolist(), strict=True):
+        scores = {entry["label"]: entry["score"] for entry in answer}
+        assert scores == pytest.approx(dict(zip(("cat", "dog", "cow"), row, strict=True)), abs=1e-5)
+        assert answer[0]["score"] == max(scores.values())
+
+
+def test_a_model_without_classes_is_no_classifier(family, tmp_path):
+    model = build_model(family)
+    with pytest.raises(ValueError, match="needs a class-conditional model, but `num_classes` is 0"):
+        CLASSIFIERS[family](model.config)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="needs a class-conditional model, but `num_classes` is 0"):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.tensor([0, 3]), ValueError, r"`labels` must be 0 ... 2, got values from 0 to 3"),
+        (torch.tensor([-1, 0]), ValueError, r"got values from -1 to 0"),
+        (torch.tensor([0]), ValueError, r"`labels` must have shape \(2,\), one an image, got \(1,\)"),
+        (torch.tensor([0.0, 1.0]), TypeError, "`labels` must be a LongTensor, got torch.float32"),
+        (torch.zeros(2, 1, 5, 6).long(), ValueError, r"`labels` must have shape \(2,\)"),
+    ],
+    ids=["too high", "no class", "too few", "float", "levels"],
+)
+def test_labels_that_are_not_classes(labels, error, message):
+    classifier = classifier_of(build_model("pixelcnn", num_classes=3))
+    with pytest.raises(error, match=message):
+        classifier(torch.zeros(2, 1, 5, 6).long(), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_prior": [0.5, 0.3, 0.3]}, "`class_prior` must be probabilities that sum to 1, got [0.5, 0.3, 0.3]"),
+        ({"class_prior": [1.5, -0.5, 0.0]}, "`class_prior` must be probabilities that sum to 1"),
+        ({"class_prior": [float("nan"), 0.5, 0.5]}, "`class_prior` must be probabilities that sum to 1"),
+        ({"class_prior": [0.5, 0.5]}, "one probability for each of the 3 classes (`num_classes`), got 2"),
+        ({"class_prior": "empirical"}, "must be None, a list of probabilities or 'learned', got 'empirical'"),
+        ({"class_prior": [1.0], "num_classes": 0}, "one probability for each of the 0 classes"),
+        ({"class_temperature": 0}, "`class_temperature` must be a finite number above 0, got 0"),
+        ({"class_temperature": float("inf")}, "`class_temperature` must be a finite number above 0, got inf"),
+        ({"generative_weight": 1.5}, "`generative_weight` must be in [0, 1], got 1.5"),
+    ],
+    ids=str,
+)
+def test_wrong_fields_of_a_classifier(family, fields, message):
+    with pytest.raises(StrictDataclassError, match=re.escape(message)):
+        FAMILIES[family][0](**{"num_classes": 3, **fields})
