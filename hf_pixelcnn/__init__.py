@@ -7,7 +7,6 @@ Importing the package registers its classes with `AutoConfig`, `AutoModel`, `Aut
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .compression import CompressedStreamError, compress, decompress
@@ -42,8 +41,6 @@ for _config, _model, _classifier in (
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
-    # The pipeline "image-classification" looks for names of classes here.
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[_config.model_type] = _classifier.__name__
     AutoImageProcessor.register(
         _config,
         image_processor_classes={"pil": PixelCNNImageProcessor, "torchvision": PixelCNNImageProcessor},

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from hf_pixelcnn import (
     PixelCNNForImageClassification,
 )
 
+ROOT = Path(__file__).parent.parent
+DIGITS = str(ROOT / "tests" / "data" / "mnist_digits")
 FAMILIES = {
     "pixelcnn": (PixelCNNConfig, PixelCNNForCausalImageModeling),
     "gated_pixelcnn": (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling),
@@ -77,6 +80,24 @@ def conditions(model, batch):
 
 def seeded(seed=0, device="cpu"):
     return torch.Generator(device).manual_seed(seed)
+
+
+def load_evaluate_script():
+    """training/evaluate.py; by its path, because a library has the same name."""
+    spec = importlib.util.spec_from_file_location("training_evaluate", ROOT / "training" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def one_line_error(main, words):
+    with pytest.raises(SystemExit) as error:
+        main([str(word) for word in words])
+    message = error.value.code  # Python prints it to stderr and exits with code 1
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    return message
 
 
 @pytest.fixture(params=FAMILIES)

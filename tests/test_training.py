@@ -1,6 +1,5 @@
 """Training: sums and averages that must be exact, runs that continue where they stopped, and the scripts."""
 
-import importlib.util
 import io
 import json
 import math
@@ -8,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import image_data
@@ -18,7 +16,7 @@ import sample
 import torch
 import train
 from command_line import InputError
-from conftest import strengthen_classes
+from conftest import DIGITS, ROOT, load_evaluate_script, one_line_error, strengthen_classes
 from PIL import Image
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 from safetensors.torch import load_file
@@ -33,17 +31,7 @@ from hf_pixelcnn import (
     PixelCNNImageProcessor,
 )
 
-ROOT = Path(__file__).parent.parent
-DIGITS = str(ROOT / "tests" / "data" / "mnist_digits")
 TINY = ["--hidden_size", "8", "--num_hidden_layers", "2", "--head_hidden_size", "8", "--first_kernel_size", "3"]
-
-
-def load_evaluate_script():
-    """training/evaluate.py; by its path, because a library has the same name."""
-    spec = importlib.util.spec_from_file_location("training_evaluate", ROOT / "training" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def random_images(num_images, num_levels=4, size=6, seed=0):
@@ -522,16 +510,6 @@ def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
     assert f"--config training/configs/{recipe.name}" in header
     for word in ("Hardware:", "Time:", "Score on"):
         assert word in header
-
-
-def one_line_error(main, words):
-    with pytest.raises(SystemExit) as error:
-        main([str(word) for word in words])
-    message = error.value.code  # Python prints it to stderr and exits with code 1
-    assert isinstance(message, str)
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    return message
 
 
 def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):

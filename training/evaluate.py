@@ -4,17 +4,26 @@ Score a model on a whole split: bits per dimension, nats per dimension and nats 
     python training/evaluate.py --model runs/mnist_pixelcnn --dataset ylecun/mnist --split test --output results.json
 
 `--model` is a folder or an id on the Hub; its own image processor makes the levels. With stochastic binarisation the
-draw of each image depends on `--seed` and its place in the split alone.
+draw of each image depends on `--seed` and its place in the split alone, and `--num_resamplings 10` scores ten draws:
+their mean, and the standard deviation between them.
+
+    --per_class true          a table of the scores of each class of the data set
+    --heat_map surprise.png   the first images, and where they are surprising
+    --classify true           accuracy and calibration of a class-conditional model as a classifier, by Bayes' rule
 """
 
+import time
 from dataclasses import dataclass, field
 
 import torch
 from command_line import CommandLineParser, InputError, one_line_errors
-from image_data import LevelDataset, collate_levels, load_split
+from image_data import LevelDataset, class_names, collate_levels, find_class_column, load_split
+from pictures import check_picture_path, draw_heat_maps, images_of_levels
 from run_record import keep_freed_memory, run_facts, write_json
-from saved_models import choose_device, load_model
-from scoring import score
+from saved_models import choose_device, load_classifier, load_model
+from scoring import class_probabilities, classification_metrics, metrics_of, score_by_class, split_nats
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -30,39 +39,114 @@ class EvaluationArguments:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
     dtype: str = field(default="float32", metadata={"help": "float64, float32, bfloat16 or float16."})
     seed: int = field(default=0, metadata={"help": "Seed of stochastic binarisation."})
+    num_resamplings: int = field(default=1, metadata={"help": "Draws of a stochastic binarisation that are scored."})
+    per_class: bool = field(default=False, metadata={"help": "Score the images of each class by themselves, too."})
+    heat_map: str | None = field(default=None, metadata={"help": "Picture to write: where images are surprising."})
+    num_heat_maps: int = field(default=16, metadata={"help": "How many images it shows, the first of the split."})
+    classify: bool = field(default=False, metadata={"help": "Classify the images by Bayes' rule."})
+    class_temperature: float | None = field(
+        default=None, metadata={"help": "With --classify: divides the log-probabilities of classes."}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+
+
+def check_arguments(args: EvaluationArguments):
+    """Raise if an argument has no meaning, alone or with the others."""
+    if args.dtype not in DTYPES:
+        raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}.")
+    for name in ("batch_size", "num_resamplings", "num_heat_maps"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    if args.class_temperature is not None and not args.classify:
+        raise InputError("--class_temperature needs --classify true.")
+    if args.heat_map:
+        check_picture_path(args.heat_map)
+
+
+@torch.no_grad()
+def draw_surprise(model, processor, images: LevelDataset, count: int, path: str):
+    """Draw the first `count` images and the negative log-likelihood of their pixels."""
+    batch = collate_levels([images[index] for index in range(min(count, len(images)))])
+    class_ids = batch["class_ids"].to(model.device) if model.config.num_classes else None
+    nats = -model.log_prob(batch["labels"].to(model.device), class_ids=class_ids).sum(dim=1).cpu().float()
+    levels = batch["labels"]
+    draw_heat_maps(
+        processor.post_process(levels) if processor else images_of_levels(levels, model.config.num_levels), nats, path
+    )
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(EvaluationArguments).parse(arguments)
-    dtypes = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if args.dtype not in dtypes:
-        raise InputError(f"--dtype must be one of {', '.join(dtypes)}, got {args.dtype!r}.")
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size must be at least 1, got {args.batch_size}.")
+    check_arguments(args)
     keep_freed_memory()
     device = choose_device(args.device)
     model, processor = load_model(args.model)
-    model.to(device, dtypes[args.dtype])
+    model.to(device, DTYPES[args.dtype])
+    is_conditional = model.config.num_classes > 0
+    classifier = None
+    if args.classify:
+        fields = {} if args.class_temperature is None else {"class_temperature": args.class_temperature}
+        classifier = load_classifier(args.model, **fields).to(device, DTYPES[args.dtype])
+    rows = load_split(args.dataset, args.split, args.dataset_config, args.cache_dir)
     images = LevelDataset(
-        load_split(args.dataset, args.split, args.dataset_config, args.cache_dir),
+        rows,
         num_levels=model.config.num_levels,
         processor=processor,
         image_column=args.image_column,
         class_column=args.class_column,
-        with_classes=model.config.num_classes > 0,
+        with_classes=is_conditional or args.per_class,
         seed=args.seed,
     )
-    scores = score(model, images, args.batch_size, collate_levels)
+    if args.num_resamplings > 1 and not images.is_stochastic:
+        raise InputError(f"--num_resamplings: the levels of {args.model} are not drawn, each draw would be the same.")
+
+    start, draws = time.perf_counter(), []
+    for epoch in range(args.num_resamplings):
+        images.set_epoch(epoch)
+        draws.append(split_nats(model, images, args.batch_size, collate_levels))
+    images.set_epoch(0)  # which pictures and classes are about
+    nats = torch.stack(draws).mean(dim=0)  # of each image
+    dims = images[0]["pixel_values"].size
+    results = metrics_of(nats.sum().item(), len(images), len(images) * dims)
+    results |= {
+        "num_images": len(images),
+        "num_dims": len(images) * dims,
+        "seconds": time.perf_counter() - start,
+    }
     print(
-        f"{args.split}: {scores['bits_per_dim']:.5f} bits/dim, {scores['nats_per_dim']:.5f} nats/dim, "
-        f"{scores['nats_per_image']:.3f} nats/image over {scores['num_images']} images of "
-        f"{scores['num_dims'] // scores['num_images']} dimensions in {scores['seconds']:.1f} s"
+        f"{args.split}: {results['bits_per_dim']:.5f} bits/dim, {results['nats_per_dim']:.5f} nats/dim, "
+        f"{results['nats_per_image']:.3f} nats/image over {len(images)} images of {dims} dimensions "
+        f"in {results['seconds']:.1f} s"
     )
+    if args.num_resamplings > 1:
+        spread = torch.stack(draws).sum(dim=1).std().item()  # between the splits drawn
+        results["std_of_resamplings"] = metrics_of(spread, len(images), len(images) * dims)
+        print(
+            f"mean of {args.num_resamplings} draws; standard deviation between them: "
+            f"{results['std_of_resamplings']['nats_per_image']:.3f} nats/image"
+        )
+    if args.per_class:
+        names = class_names(rows, find_class_column(rows.features, args.class_column))
+        results["per_class"] = score_by_class(nats, images.class_ids, names, dims)
+        print(f"{'class':20} {'images':>7} {'bits/dim':>9} {'nats/image':>11}")
+        for row in results["per_class"]:
+            bits, per_image = row["bits_per_dim"], row["nats_per_image"]
+            print(f"{row['class']:20} {row['num_images']:7} {bits:9.5f} {per_image:11.3f}")
+    if classifier:
+        probabilities = class_probabilities(classifier, images, args.batch_size, collate_levels)
+        results["classification"] = classification_metrics(probabilities, torch.from_numpy(images.class_ids))
+        print(
+            f"as a classifier: accuracy {results['classification']['accuracy']:.4f}, cross-entropy "
+            f"{results['classification']['cross_entropy']:.4f} nats, expected calibration error "
+            f"{results['classification']['expected_calibration_error']:.4f}"
+        )
+    if args.heat_map:
+        draw_surprise(model, processor, images, args.num_heat_maps, args.heat_map)
     if args.output:
-        question = {name: getattr(args, name) for name in ("model", "dataset", "split", "dtype", "batch_size", "seed")}
-        write_json({**question, **scores, "num_parameters": model.num_parameters(), **run_facts(device)}, args.output)
+        names = ("model", "dataset", "split", "dtype", "batch_size", "seed", "num_resamplings", "class_temperature")
+        question = {name: getattr(args, name) for name in names}
+        write_json({**question, **results, "num_parameters": model.num_parameters(), **run_facts(device)}, args.output)
 
 
 if __name__ == "__main__":

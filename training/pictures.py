@@ -1,10 +1,11 @@
-"""Pictures: a grid of images, and curves of the loss."""
+"""Pictures: grids of images, heat maps, and curves of the loss."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command_line import InputError
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -64,6 +65,56 @@ def draw_samples(model: PreTrainedModel, processor, num_images: int, seed: int, 
     )
     images = processor.post_process(levels) if processor else images_of_levels(levels, model.config.num_levels)
     image_grid(images, columns).save(path)
+
+
+def completion_grid(
+    originals: Sequence[Image.Image], known: torch.Tensor, completions: Sequence[Image.Image]
+) -> Image.Image:
+    r"""
+    A row for each image: the original, what was given of it (grey elsewhere), and its completions.
+
+    Args:
+        originals (sequence of `PIL.Image.Image`): n images.
+        known (`torch.BoolTensor` of shape `(height, width)`): Where pixels were given.
+        completions (sequence of `PIL.Image.Image`): The same number for each image, image by image.
+    """
+    each = len(completions) // len(originals)
+    mask = Image.fromarray(known.numpy().astype("uint8") * 255)
+    cells = []
+    for index, original in enumerate(originals):
+        grey = Image.new(original.mode, original.size, 128 if original.mode == "L" else (128, 128, 128))
+        given = Image.composite(original, grey, mask)
+        cells += [original, given, *completions[index * each : (index + 1) * each]]
+    return image_grid(cells, each + 2)
+
+
+def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, path: str):
+    r"""
+    Draw images, and beside each how surprising its pixels are.
+
+    Args:
+        images (sequence of `PIL.Image.Image`): n images.
+        nats (`torch.Tensor` of shape `(n, height, width)`): Negative log-likelihood of every pixel.
+        path (`str`): Where to write the picture.
+    """
+    pairs = min(4, len(images))  # in a row
+    rows = math.ceil(len(images) / pairs)
+    figure = Figure(figsize=(2.6 * pairs + 1, 1.35 * rows + 0.2), layout="constrained")
+    axes = figure.subplots(rows, 2 * pairs, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for index, (image, surprise) in enumerate(zip(images, nats, strict=True)):
+        left, right = axes[index // pairs, 2 * (index % pairs) :][:2]
+        left.imshow(image, cmap="gray", vmin=0, vmax=255)
+        shown = right.imshow(surprise.numpy(), cmap="inferno", vmin=0, vmax=nats.max().item())
+    figure.colorbar(shown, ax=axes, label="nats per pixel", fraction=0.03)
+    figure.savefig(path, dpi=120)
+
+
+def check_picture_path(path: str):
+    """Raise unless a picture can be written to `path`."""
+    if Path(path).suffix.lower() not in Image.registered_extensions() or not Path(path).parent.is_dir():
+        raise InputError(f"cannot write {path}: its folder must exist, its name must end as a picture's, as in .png.")
 
 
 def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = None):

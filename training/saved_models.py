@@ -2,7 +2,8 @@
 
 import torch
 from command_line import InputError
-from transformers import AutoModel, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
 from hf_pixelcnn import PixelCNNImageProcessor
@@ -20,6 +21,14 @@ def load_model(
         return model, AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError):  # a model of codes
         return model, None
+
+
+def load_classifier(path: str, **fields) -> PreTrainedModel:
+    """The model of a checkpoint as a classifier, in float32, with other fields of its config."""
+    try:
+        return AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32, **fields)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise InputError(f"cannot load a classifier from {path!r}: {error}") from error
 
 
 def choose_device(name: str | None) -> torch.device:
