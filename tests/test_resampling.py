@@ -144,10 +144,12 @@ def test_weights_are_of_the_guided_model_and_know_no_other_setting(family):
     assert all(output.scores[i][0, output.sequences.flatten()[i]] > -torch.inf for i in free)
 
 
-def test_impossible_pixels_are_an_error_and_no_picture():
+def test_impossible_pixels_count_only_after_free_ones_and_are_an_error_and_no_picture():
     model = build_model("pixelcnn")
     model.head.layers[-1].bias.data.fill_(-torch.inf)  # level 1 has no probability
     known = torch.zeros(5, 6, dtype=torch.bool)
+    known[0] = True
+    model.generate(torch.ones(1, 1, 5, 6).long(), known, num_resamples=3)
     known[4, 5] = True
     with pytest.raises(ValueError, match="none of whose completions has a probability above 0"):
         model.generate(torch.ones(1, 1, 5, 6).long(), known, num_resamples=3)
