@@ -54,6 +54,18 @@ def test_given_images_are_completed(pipe):
         assert np.array_equal(np.asarray(image)[:3], np.asarray(original)[:3])
 
 
+def test_completions_that_heed_what_comes_later_say_how_many_were_good(pipe):
+    given = pipe(class_ids=0, num_images=2, generator=seeded()).images
+    left = np.arange(6) < np.full((5, 1), 3)
+    output = pipe(images=given, mask=left, class_ids=0, num_resamples=5, generator=seeded(1))
+    for image, original in zip(output.images, given, strict=True):
+        assert np.array_equal(np.asarray(image)[left], np.asarray(original)[left])
+    assert output.effective_sample_size.shape == (2,)
+    assert (output.effective_sample_size > 1).all()
+    assert (output.effective_sample_size <= 5).all()
+    assert pipe(class_ids=0).effective_sample_size is None
+
+
 def test_a_batch_size_alone_is_a_number_of_images(family, tmp_path):
     build_model(family).save_pretrained(tmp_path)
     PixelCNNImageProcessor(num_levels=2).save_pretrained(tmp_path)

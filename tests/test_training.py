@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import datasets
 import image_data
@@ -429,19 +430,54 @@ def test_a_damaged_image_is_answered_in_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_completions_keep_the_given_rows(trained, tmp_path, digits_words):
-    cache = digits_words[digits_words.index("--cache_dir") + 1]
-    words = ["--model", str(trained), "--complete", DIGITS, "--split", "test[:2]", "--num_images", "3"]
-    sample.main(
-        [*words, "--rows_given", "5", "--cache_dir", cache, "--device", "cpu", "--output", str(tmp_path / "c.png")]
-    )
-    picture = Image.open(tmp_path / "c.png")
-    scale = picture.width // (4 * 8 + 3 * 2)
+def cells_of(path, rows, columns, size=8):
+    """The images of a grid."""
+    picture = Image.open(path)
+    scale = picture.width // (columns * (size + 2) - 2)
     grid = np.asarray(picture.resize((picture.width // scale, picture.height // scale), Image.Resampling.NEAREST))
-    cells = [grid[top : top + 8, left : left + 8] for top in (0, 10) for left in (0, 10, 20, 30)]
-    for row in (cells[:4], cells[4:]):
-        assert all(np.array_equal(cell[:5], row[0][:5]) for cell in row)
-        assert any(not np.array_equal(cell, row[0]) for cell in row)
+    step = size + 2
+    return [[grid[i * step :, j * step :][:size, :size] for j in range(columns)] for i in range(rows)]
+
+
+@pytest.mark.parametrize("mask", ["upper", "upper:5", "left:3", "box", "box:1,2,3,6", "file"])
+def test_completions_show_original_given_and_drawn(trained, tmp_path, digits_words, mask):
+    known = np.zeros((8, 8), dtype=bool)
+    known[: {"upper": 4, "upper:5": 5}.get(mask, 0)] = True
+    known[:, : {"left:3": 3}.get(mask, 0)] = True
+    if mask == "box":
+        known[:] = True
+        known[2:6, 2:6] = False
+    elif mask == "box:1,2,3,6":
+        known[:] = True
+        known[1:4, 2:8] = False
+    elif mask == "file":
+        mask, known[2:4, 1:7] = tmp_path / "mask.png", True
+        Image.fromarray(known.astype(np.uint8) * 255).save(mask)
+    words = ["--model", trained, "--complete", DIGITS, "--split", "test[:2]", "--num_images", "3", "--mask", mask]
+    words += ["--cache_dir", digits_words[digits_words.index("--cache_dir") + 1], "--device", "cpu"]
+    sample.main([str(word) for word in [*words, "--output", tmp_path / "c.png"]])
+    for original, given, *drawn in cells_of(tmp_path / "c.png", 2, 5):
+        assert np.array_equal(given, np.where(known, original, 128))
+        assert all(np.array_equal(image[known], original[known]) for image in drawn)
+        assert any(not np.array_equal(image, original) for image in drawn)
+        assert not all(np.array_equal(image, drawn[0]) for image in drawn)
+
+
+@pytest.mark.parametrize("num_resamples", [1, 4])
+def test_the_shares_of_two_processes_are_what_one_draws(monkeypatch, num_resamples):
+    model = gated_model()
+    request = {"pixel_values": torch.from_numpy(np.stack([x["pixel_values"] for x in random_images(3)]))}
+    request |= {"known_mask": torch.rand(3, 1, 6, 6) < 0.5, "num_resamples": num_resamples}
+    whole = model.generate(**request, generator=torch.Generator().manual_seed(0), return_dict_in_generate=True)
+    monkeypatch.setattr(sample, "gather", lambda tensor: tensor)
+    for index, share in enumerate((slice(0, 2), slice(2, 3))):
+        process = SimpleNamespace(num_processes=2, process_index=index, is_main_process=False)
+        monkeypatch.setattr(sample, "PartialState", lambda process=process: process)
+        levels, sample_size = sample.draw_share(model, 3, torch.Generator().manual_seed(0), **request)
+        count = share.stop - share.start
+        assert torch.equal(levels[:count], whole.sequences[share])
+        if num_resamples > 1:
+            torch.testing.assert_close(sample_size[:count], whole.effective_sample_size[share].float())
 
 
 def test_two_processes_equal_one_with_the_double_batch(tmp_path, digits_words):
@@ -554,9 +590,16 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
     assert "not class-conditional" in one_line_error(sample.main, ["--model", trained, "--class_id", "1"])
     assert "cannot write" in one_line_error(sample.main, ["--model", trained, "--output", tmp_path / "no" / "x.png"])
     assert "cannot write" in one_line_error(sample.main, ["--model", trained, "--output", tmp_path / "x.xyz"])
-    assert "--rows_given must be 0 ... 8, got -3" in one_line_error(
-        sample.main, ["--model", trained, "--complete", DIGITS, "--split", "test[:2]", "--rows_given", "-3"]
-    )
+    complete = ["--model", trained, "--complete", DIGITS, "--split", "test[:2]"]
+    for mask in ("upper:9", "upper:-1", "left:x", "upper:1,2", "box:1,2,3", "box:6,0,3,3"):
+        message = one_line_error(sample.main, [*complete, "--mask", mask])
+        assert f"HEIGHT,WIDTH inside 8×8 pixels, got '{mask}'" in message
+    assert "upper, left, box or a picture, got 'middle'" in one_line_error(sample.main, [*complete, "--mask", "middle"])
+    Image.new("L", (8, 9)).save(tmp_path / "mask.png")
+    message = one_line_error(sample.main, [*complete, "--mask", tmp_path / "mask.png"])
+    assert "9×8 pixels, the images 8×8" in message
+    message = one_line_error(sample.main, ["--model", trained, "--num_resamples", "2"])
+    assert "needs `pixel_values` and `known_mask`" in message
     assert "`sampler` must be" in one_line_error(sample.main, ["--model", trained, "--sampler", "fast"])
     words = ["--model", trained, "--dataset", DIGITS]
     assert "--dtype must be" in one_line_error(load_evaluate_script().main, [*words, "--dtype", "int8"])

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from command_line import CommandLineParser, one_line_errors
 from image_data import LevelDataset, collate_levels, load_split
-from pictures import image_grid
+from pictures import completion_grid, image_grid
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments
 from run_record import has_fast_bfloat16
 from scoring import score
@@ -138,9 +138,8 @@ def main(arguments: list[str] | None = None):
         generator=torch.Generator().manual_seed(demo.seed),
         show_progress=True,
     )
-    rows = zip(originals, torch.where(upper_half, originals, 0), drawn.split(6), strict=True)
-    table = torch.cat([torch.cat((original[None], given[None], completions)) for original, given, completions in rows])
-    image_grid(processor.post_process(table), columns=8).save(output / "completions.png")  # original, given, 6 drawn
+    images = [processor.post_process(levels) for levels in (originals, drawn)]
+    completion_grid(images[0], upper_half, images[1]).save(output / "completions.png")
 
     for moment, scores in (("before", before), ("after", after)):
         print(f"{moment:>6} training: {scores['bits_per_dim']:.4f} bits/dim, {scores['nats_per_image']:.1f} nats/image")

@@ -2,24 +2,28 @@ r"""
 Draw images from a model, or complete the images of a data set, as one picture.
 
     python training/sample.py --model runs/mnist_pixelcnn --num_images 64 --seed 0 --output samples.png
-    python training/sample.py --model runs/mnist_pixelcnn --complete ylecun/mnist --split "test[:8]" --rows_given 14
+    python training/sample.py --model runs/mnist_pixelcnn --complete ylecun/mnist --split "test[:8]" --num_images 6
+    python training/sample.py --model ... --complete ... --mask box --num_resamples 64
 
 Several processes share the work, and draw the same images as one:
 
     accelerate launch --num_processes 2 training/sample.py --model runs/mnist_pixelcnn --num_images 64
 
-A grid of completions has one row for each given image: the image, then `--num_images` completions of its upper rows.
+A picture of completions has a row for each image: the image, what is given of it, and `--num_images` completions.
+`--mask` says what is given: `upper` or `left`, half of the image, or `upper:10` or `left:10`, so many rows or columns;
+`box`, all but the middle, or `box:TOP,LEFT,HEIGHT,WIDTH`, all but that box; or a picture whose light pixels are given.
+Where something is given below or to the right of what is drawn, `--num_resamples` makes completions heed it.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 from command_line import CommandLineParser, InputError, one_line_errors
 from image_data import LevelDataset, collate_levels, load_split
-from pictures import image_grid, images_of_levels
+from pictures import check_picture_path, completion_grid, image_grid, images_of_levels
 from PIL import Image
 from saved_models import choose_device, load_model
 
@@ -51,11 +55,14 @@ class SamplingArguments:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
     complete: str | None = field(default=None, metadata={"help": "Data set whose images are completed."})
     split: str = field(default="test[:8]", metadata={"help": "Which of its images."})
-    rows_given: int | None = field(default=None, metadata={"help": "Upper rows that are kept; by default half."})
+    mask: str = field(default="upper", metadata={"help": "What is given: upper, left, box or a picture, see above."})
+    num_resamples: int | None = field(
+        default=None, metadata={"help": "Candidates for each completion, see `generate`."}
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
 
 
-def draw_share(model, num_images: int, generator: torch.Generator, **request) -> torch.Tensor:
+def draw_share(model, num_images: int, generator: torch.Generator, **request) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
     `generate`, shared by the processes of an `accelerate launch`: image i is the same however many there are.
 
@@ -66,7 +73,8 @@ def draw_share(model, num_images: int, generator: torch.Generator, **request) ->
         request: Further arguments of `generate`; tensors hold all images.
 
     Returns:
-        `torch.LongTensor` `(num_images, channels, height, width)`, all images, in every process.
+        `torch.LongTensor` `(num_images, channels, height, width)`, all images, in every process; and their effective
+        sample sizes, `torch.FloatTensor` `(num_images,)`, 1 without `num_resamples`.
     """
     state = PartialState()
     size = -(-num_images // state.num_processes)
@@ -74,15 +82,50 @@ def draw_share(model, num_images: int, generator: torch.Generator, **request) ->
     size_of_one = request["pixel_values"].shape[2:] if "pixel_values" in request else request["image_size"]
     height, width = as_height_and_width(size_of_one or model.config.image_size)
     levels = torch.zeros(size, model.config.num_channels, height, width, dtype=torch.long, device=model.device)
+    sample_size = torch.ones(size, device=model.device)
     for _ in range(share.start):  # the noise of the images that other processes draw
-        draw_noise(generator, 1, levels[0].numel(), model.device)
+        draw_noise(generator, 1, levels[0].numel(), model.device, request.get("num_resamples", 1))
     if share.start < share.stop:
         own = {key: value[share] if isinstance(value, torch.Tensor) else value for key, value in request.items()}
         count = share.stop - share.start
-        levels[:count] = model.generate(
-            num_images=count, generator=generator, show_progress=state.is_main_process, **own
+        output = model.generate(
+            num_images=count,
+            generator=generator,
+            show_progress=state.is_main_process,
+            return_dict_in_generate=True,
+            **own,
         )
-    return gather(levels)[:num_images].cpu()
+        levels[:count] = output.sequences
+        if output.effective_sample_size is not None:
+            sample_size[:count] = output.effective_sample_size.float()
+    return gather(levels)[:num_images].cpu(), gather(sample_size)[:num_images].cpu()
+
+
+def read_mask(word: str, height: int, width: int) -> torch.Tensor:
+    """What `--mask` says is given of images of this size, `torch.BoolTensor` `(height, width)`."""
+    name, _, numbers = word.partition(":")
+    if name not in ("upper", "left", "box"):
+        try:
+            mask = Image.open(word).convert("L")
+        except OSError as error:
+            raise InputError(f"--mask must be upper, left, box or a picture, got {word!r}: {error}") from error
+        if mask.size != (width, height):
+            raise InputError(f"--mask: {word} has {mask.height}×{mask.width} pixels, the images {height}×{width}.")
+        return torch.from_numpy(np.asarray(mask) >= 128)
+    defaults = {"upper": [height // 2], "left": [width // 2], "box": [height // 4, width // 4, height // 2, width // 2]}
+    given = [int(number) if number.isdecimal() else -1 for number in numbers.split(",")] if numbers else defaults[name]
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    if name == "box" and len(given) == 4 and min(given) >= 0:
+        top, left, box_height, box_width = given
+        inside = (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
+        if top + box_height <= height and left + box_width <= width:
+            return ~inside
+    elif name != "box" and len(given) == 1 and 0 <= given[0] <= (height if name == "upper" else width):
+        return (rows + 0 * columns if name == "upper" else 0 * rows + columns) < given[0]
+    raise InputError(
+        f"--mask must be upper:ROWS, left:COLUMNS or box:TOP,LEFT,HEIGHT,WIDTH inside {height}×{width} pixels, "
+        f"got {word!r}."
+    )
 
 
 def find_class(config, word: str) -> int:
@@ -100,17 +143,19 @@ def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(SamplingArguments).parse(arguments)
     if min(args.num_images, args.batch_size, 1 if args.columns is None else args.columns) < 1:
         raise InputError("--num_images, --batch_size and --columns must be at least 1.")
-    output = Path(args.output)
-    if output.suffix.lower() not in Image.registered_extensions() or not output.parent.is_dir():
-        raise InputError(f"cannot write {output}: its folder must exist, its name must end as a picture's, as in .png.")
+    check_picture_path(args.output)
     model, processor = load_model(args.model)
     device = choose_device(args.device)
     PartialState(cpu=device.type == "cpu")
     config = model.to(device if device.type == "cpu" else PartialState().device).config
     columns, total = args.columns, args.num_images
+
+    def as_images(levels):
+        return processor.post_process(levels) if processor else images_of_levels(levels, config.num_levels)
+
     request = {"sampler": args.sampler, "image_size": args.image_size, "max_batch_size": args.batch_size} | {
         name: getattr(args, name)
-        for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale")
+        for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale", "num_resamples")
         if getattr(args, name) is not None
     }
 
@@ -121,16 +166,12 @@ def main(arguments: list[str] | None = None):
         images = LevelDataset(rows, config.num_levels, processor, with_classes=with_classes)
         batch = collate_levels([images[index] for index in range(len(images))])
         given = batch["labels"]
-        rows_given = given.shape[2] // 2 if args.rows_given is None else args.rows_given
-        if not 0 <= rows_given <= given.shape[2]:
-            raise InputError(f"--rows_given must be 0 ... {given.shape[2]}, got {rows_given}.")
+        known = read_mask(args.mask, *given.shape[2:])
         if with_classes:
             request["class_ids"] = batch["class_ids"].repeat_interleave(args.num_images)
-        total, columns = len(given) * args.num_images, args.num_images + 1
+        total = len(given) * args.num_images
         request["pixel_values"] = given.repeat_interleave(args.num_images, dim=0).to(model.device)
-        known = torch.zeros(request["pixel_values"].shape, dtype=torch.bool, device=model.device)
-        known[:, :, :rows_given] = True
-        request["known_mask"] = known
+        request["known_mask"] = known.expand(len(request["pixel_values"]), 1, -1, -1)
     if config.num_classes:
         in_turn = torch.arange(total) % config.num_classes
         if args.class_id is not None:
@@ -142,15 +183,21 @@ def main(arguments: list[str] | None = None):
 
     generator = torch.Generator().manual_seed(args.seed)
     try:
-        levels = draw_share(model, total, generator, **request)
+        levels, sample_size = draw_share(model, total, generator, **request)
     except (ValueError, TypeError) as error:  # how `generate` refuses a request
         raise InputError(str(error)) from error
     if not PartialState().is_main_process:
         return
-    if given is not None:
-        levels = torch.cat((given[:, None], levels.unflatten(0, (len(given), args.num_images))), dim=1).flatten(0, 1)
-    images = processor.post_process(levels) if processor else images_of_levels(levels, config.num_levels)
-    image_grid(images, columns).save(args.output)
+    images = as_images(levels)
+    if given is None:
+        image_grid(images, columns).save(args.output)
+    else:
+        completion_grid(as_images(given), known, images).save(args.output)
+    if args.num_resamples is not None:
+        print(
+            f"effective sample size of {args.num_resamples} candidates: mean {sample_size.mean():.1f}, "
+            f"least {sample_size.min():.1f}"
+        )
     print(f"{len(images)} images: {args.output}")
 
 
