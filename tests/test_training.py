@@ -294,6 +294,23 @@ def test_class_dropout_hides_some_classes_anew_in_each_epoch(tmp_path):
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_mutations_replace_some_levels_by_any_of_them_anew_in_each_epoch(tmp_path):
+    rows = image_data.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
+    clean, mutated, all_new = (
+        image_data.LevelDataset(rows, 5, PixelCNNImageProcessor(num_levels=5), mutation_rate=rate, seed=1)
+        for rate in (0.0, 0.3, 1.0)
+    )
+    shown = lambda images: np.stack([images[i]["pixel_values"] for i in range(20)])  # noqa: E731
+    first = shown(mutated)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, shown(mutated))
+    assert abs((first != shown(clean)).mean() - 0.3 * 0.8) < 0.02  # one level in five is what it was
+    frequencies = np.bincount(shown(all_new).ravel(), minlength=5) / first.size
+    assert np.abs(frequencies - 0.2).max() < 0.02
+    mutated.set_epoch(1)
+    assert not np.array_equal(first, shown(mutated))
+
+
 def test_a_column_of_codes_is_found_and_keeps_its_values(codes):
     rows = image_data.load_split(codes, "train[4:]")
     assert image_data.find_image_column(rows.features) == ("grid", True)
@@ -577,6 +594,7 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
         ],
         "`ema_decay` must be in [0, 1)": [*data, "--ema_decay", "1.5"],
         "--num_samples must be at least 1": [*data, "--num_samples", "0"],
+        "--mutation_rate must be in [0, 1], got 1.5": [*data, "--mutation_rate", "1.5"],
         "--threshold needs": [*data, "--threshold", "0"],
         "--center_crop needs --image_size": [*data, "--center_crop", "true"],
         "--hidden_size cannot go with": [*data, "--model_name_or_path", trained, "--hidden_size", "4"],

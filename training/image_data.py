@@ -2,9 +2,10 @@ r"""
 Data sets of images (or of codes) as integer levels.
 
 Images are decoded and turned into levels once, in batches, by the model's image processor; `datasets` caches the result
-in a file, which is then read in place. Only what must change from epoch to epoch, stochastic binarisation, is done when
-an image is asked for, with numbers that depend on the seed, the epoch and the image alone: not on the order of images,
-the number of workers, or where a run was interrupted. A data set that is too large to be stored can be streamed.
+in a file, which is then read in place. Only what must change from epoch to epoch (stochastic binarisation, class
+dropout, mutations) is done when an image is asked for, with numbers that depend on the seed, the epoch and the image
+alone: not on the order of images, the number of workers, or where a run was interrupted. A data set that is too large
+to be stored can be streamed.
 """
 
 import contextlib
@@ -208,8 +209,11 @@ class _Levels:
         image_column (`str`, *optional*), class_column (`str`, *optional*): See the `find_...` functions.
         with_classes (`bool`): Whether items have `class_ids`.
         class_dropout (`float`): Probability that an item shows class -1, "no class", instead of its own.
-        seed (`int`): Seed of stochastic binarisation, if the processor asks for that, and of class dropout. Both are
-            drawn anew in each epoch, and depend on nothing but seed, epoch and index.
+        mutation_rate (`float`): Probability that a dimension shows a level drawn from all levels alike, instead of its
+            own: the corrupted images of a background model (Ren et al. 2019, https://huggingface.co/papers/1906.02845,
+            section 3).
+        seed (`int`): Seed of stochastic binarisation, if the processor asks for that, of class dropout and of
+            mutations. All are drawn anew in each epoch, and depend on nothing but seed, epoch and index.
 
     An item is a `dict` with `pixel_values`, `np.ndarray` `(channels, height, width)`, uint8 (int32 above 256 levels),
     and, with classes, `class_ids`, `int` (-1: no class).
@@ -227,6 +231,7 @@ class _Levels:
         class_column: str | None = None,
         with_classes: bool = False,
         class_dropout: float = 0.0,
+        mutation_rate: float = 0.0,
         seed: int = 0,
     ):
         self.column, is_codes = find_image_column(rows.features, image_column)
@@ -255,7 +260,7 @@ class _Levels:
             settings = {"options": options, "version": hf_pixelcnn.__version__}
             self.dtype = "uint8"
         self.encode_settings = {"column": self.column, "shape": self.shape, **settings}
-        self.class_dropout = class_dropout
+        self.num_levels, self.class_dropout, self.mutation_rate = num_levels, class_dropout, mutation_rate
         self.seed, self.epoch = seed, 0
 
     def encoded(self, rows, **options):
@@ -281,6 +286,9 @@ class _Levels:
         """The item of `levels` `(channels, height, width)` in this epoch."""
         if self.is_stochastic:
             levels = binarize_stochastically(levels, self.random(index, 0, levels.size)).astype(np.uint8)
+        if self.mutation_rate:
+            chance, level = self.random(index, 2, 2 * levels.size).reshape(2, *levels.shape)
+            levels = np.where(chance < self.mutation_rate, (level * self.num_levels).astype(levels.dtype), levels)
         item = {"pixel_values": levels}
         if self.class_column is not None:
             is_dropped = self.class_dropout and self.random(index, 1, 1)[0] < self.class_dropout
@@ -303,7 +311,7 @@ class LevelDataset(_Levels, torch.utils.data.Dataset):
         self.ends = np.cumsum([len(block) for block in self.blocks])
 
     def set_epoch(self, epoch: int):
-        """Choose the epoch whose stochastic binarisation and class dropout items show."""
+        """Choose the epoch whose stochastic binarisation, class dropout and mutations items show."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -322,8 +330,8 @@ class LevelStream(_Levels, torch.utils.data.IterableDataset):
     Levels of the images of one split, encoded while they arrive: nothing is stored. See `_Levels`.
 
     Endless: after the last image comes the first one again, as another epoch. The order is that of the stream, shuffled
-    in a buffer; order, binarisation and class dropout depend on nothing but seed, epoch and place in the epoch, so that
-    a resumed run can skip what it has seen.
+    in a buffer; order and what is drawn depend on nothing but seed, epoch and place in the epoch, so that a resumed run
+    can skip what it has seen.
     """
 
     def __init__(self, rows: datasets.IterableDataset, *args, **kwargs):

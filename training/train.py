@@ -70,6 +70,10 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Probability of showing an image without its class, so that `guidance_scale` can be used."},
     )
+    mutation_rate: float = field(
+        default=0.0,
+        metadata={"help": "Probability of replacing a level by one drawn from all alike, to train a background model."},
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read the training images while they are used and store none; needs --max_steps."},
@@ -216,7 +220,13 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     }
     with args.main_process_first(desc="levels"):
         levels_of = LevelStream if data_args.streaming else LevelDataset
-        images = levels_of(rows, **settings, class_dropout=data_args.class_dropout, seed=args.seed)
+        images = levels_of(
+            rows,
+            **settings,
+            class_dropout=data_args.class_dropout,
+            mutation_rate=data_args.mutation_rate,
+            seed=args.seed,
+        )
         eval_images = LevelDataset(eval_rows, **settings, seed=args.seed + 1)
     if model is None:
         channels, *size = images.shape
@@ -239,6 +249,8 @@ def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: 
         raise InputError("--streaming goes with at most one of --dataloader_num_workers: several would mix the order.")
     if not 0 <= data_args.class_dropout < 1:
         raise InputError(f"--class_dropout must be in [0, 1), got {data_args.class_dropout}.")
+    if not 0 <= data_args.mutation_rate <= 1:
+        raise InputError(f"--mutation_rate must be in [0, 1], got {data_args.mutation_rate}.")
     if data_args.num_samples < 1:
         raise InputError(f"--num_samples must be at least 1, got {data_args.num_samples}.")
     if data_args.threshold is not None and data_args.binarization != "threshold":
@@ -306,6 +318,8 @@ def main(arguments: list[str] | None = None):
         "dtype": "float32",
         "training_split": data_args.train_split,
         **({} if data_args.streaming else {"num_training_images": len(images), "epochs": trainer.state.epoch}),
+        "class_dropout": data_args.class_dropout,
+        "mutation_rate": data_args.mutation_rate,
         "steps": trainer.state.global_step,
         "seed": args.seed,
         "num_parameters": model.num_parameters(),
