@@ -556,8 +556,8 @@ def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
     # whether bf16 and compilation are there is a question of the machine
     words = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--torch_compile", "false"]
     data_args, model_args, args = parser.parse(words)
-    data = {"num_levels": 2, "num_channels": 1} if data_args.binarization else {"num_levels": 256, "num_channels": 3}
-    train.new_model(model_args, None, **data, image_size=8)
+    num_levels, num_channels = 2 if data_args.binarization else 256, 1 if "mnist" in data_args.dataset else 3
+    train.new_model(model_args, None, num_levels=num_levels, num_channels=num_channels, image_size=8)
     assert args.learning_rate == pytest.approx(1.5e-3, rel=0.5)
     header = recipe.read_text()
     assert f"--config training/configs/{recipe.name}" in header
