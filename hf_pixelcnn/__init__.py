@@ -12,9 +12,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .compression import CompressedStreamError, compress, decompress
 from .configuration_gated_pixelcnn import GatedPixelCNNConfig
 from .configuration_pixelcnn import PixelCNNConfig
+from .configuration_pixelcnn_pp import PixelCNNPPConfig
 from .generation_pixelcnn import PixelCNNGenerateOutput, PixelCNNGenerationConfig
 from .image_processing_pixelcnn import PixelCNNImageProcessor
-from .likelihood_pixelcnn import BernoulliOutput, CategoricalOutput, bits_per_dim
+from .likelihood_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
 from .modeling_causal_image import CausalImageModelingOutput
 from .modeling_gated_pixelcnn import (
     GatedPixelCNNForCausalImageModeling,
@@ -28,6 +29,12 @@ from .modeling_pixelcnn import (
     PixelCNNModel,
     PixelCNNPreTrainedModel,
 )
+from .modeling_pixelcnn_pp import (
+    PixelCNNPPForCausalImageModeling,
+    PixelCNNPPForImageClassification,
+    PixelCNNPPModel,
+    PixelCNNPPPreTrainedModel,
+)
 from .pipeline_pixelcnn import PixelCNNImagePipeline, PixelCNNPipelineOutput
 from .preview_pixelcnn import LivePreview
 from .receptive_field_pixelcnn import receptive_field
@@ -37,6 +44,7 @@ __version__ = "0.1.0"
 for _config, _model, _classifier in (
     (PixelCNNConfig, PixelCNNForCausalImageModeling, PixelCNNForImageClassification),
     (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling, GatedPixelCNNForImageClassification),
+    (PixelCNNPPConfig, PixelCNNPPForCausalImageModeling, PixelCNNPPForImageClassification),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
@@ -65,6 +73,7 @@ __all__ = [
     "GatedPixelCNNModel",
     "GatedPixelCNNPreTrainedModel",
     "LivePreview",
+    "LogisticMixtureOutput",
     "PixelCNNConfig",
     "PixelCNNForCausalImageModeling",
     "PixelCNNForImageClassification",
@@ -73,6 +82,11 @@ __all__ = [
     "PixelCNNImagePipeline",
     "PixelCNNImageProcessor",
     "PixelCNNModel",
+    "PixelCNNPPConfig",
+    "PixelCNNPPForCausalImageModeling",
+    "PixelCNNPPForImageClassification",
+    "PixelCNNPPModel",
+    "PixelCNNPPPreTrainedModel",
     "PixelCNNPipelineOutput",
     "PixelCNNPreTrainedModel",
     "bits_per_dim",

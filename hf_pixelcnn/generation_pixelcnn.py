@@ -605,7 +605,7 @@ class PixelCNNGenerationMixin:
         final_rows = iterations = 0
         row_size = canvas.width * canvas.channels
         while final_rows < canvas.height:
-            top = max(0, final_rows - self.config.rows_seen_above)
+            top = self.config.first_row_seen(final_rows)
             parameters = self(
                 canvas.for_network(canvas.images())[:, :, top:], class_ids=class_ids, return_dict=True
             ).logits

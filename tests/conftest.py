@@ -17,6 +17,9 @@ from hf_pixelcnn import (
     PixelCNNConfig,
     PixelCNNForCausalImageModeling,
     PixelCNNForImageClassification,
+    PixelCNNPPConfig,
+    PixelCNNPPForCausalImageModeling,
+    PixelCNNPPForImageClassification,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -24,10 +27,12 @@ DIGITS = str(ROOT / "tests" / "data" / "mnist_digits")
 FAMILIES = {
     "pixelcnn": (PixelCNNConfig, PixelCNNForCausalImageModeling),
     "gated_pixelcnn": (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling),
+    "pixelcnn_pp": (PixelCNNPPConfig, PixelCNNPPForCausalImageModeling),
 }
 CLASSIFIERS = {
     "pixelcnn": PixelCNNForImageClassification,
     "gated_pixelcnn": GatedPixelCNNForImageClassification,
+    "pixelcnn_pp": PixelCNNPPForImageClassification,
 }
 SAMPLERS = ("naive", "cached", "fixed_point")
 # What a model can be, apart from its family: every test of a core promise runs over these.
@@ -37,19 +42,41 @@ VARIANTS = {
     "colour_categorical": {"num_channels": 3, "num_levels": 4},
     "colour_bernoulli_classes": {"num_channels": 3, "num_classes": 2},
     "grey_codes": {"num_levels": 7, "input_encoding": "embedding"},
+    "grey_mixture_classes": {"num_levels": 6, "output_distribution": "logistic_mixture", "num_classes": 2},
+    "colour_mixture": {"num_channels": 3, "num_levels": 9, "output_distribution": "logistic_mixture"},
     "colour_codes_wide_kernels": {"num_channels": 3, "input_encoding": "embedding", "kernel_size": 5},
 }
+
+
+def small_config(family, **config):
+    """Sizes for tests. PixelCNN++ has one size of kernels, whatever is asked for, and it has its own depth."""
+    defaults = {
+        "image_size": [5, 6],
+        "num_channels": 1,
+        "num_levels": 2,
+        "hidden_size": 12,
+        "head_hidden_size": 6,
+        "num_hidden_layers": 2,
+        "first_kernel_size": 5,
+        "num_logistic_mix": 3,
+        "dropout": 0.0,
+    }
+    if family == "pixelcnn_pp":
+        defaults["num_hidden_layers"] = 1
+        config = {**config, "kernel_size": 3, "first_kernel_size": 3}
+    return FAMILIES[family][0](**{**defaults, **config})
 
 
 def build_model(family, seed=0, **config):
     """A small model in evaluation mode, with weights large enough that levels are neither certain nor uniform."""
     torch.manual_seed(seed)
-    defaults = {"image_size": [5, 6], "hidden_size": 12, "head_hidden_size": 6, "num_hidden_layers": 2}
-    config_class, model_class = FAMILIES[family]
-    model = model_class(config_class(**{**defaults, "first_kernel_size": 5, **config}))
+    model = FAMILIES[family][1](small_config(family, **config))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(1.5).add_(0.05 * torch.randn_like(parameter))
+            parameter.mul_(1.0 if family == "pixelcnn_pp" else 1.5).add_(0.05 * torch.randn_like(parameter))
+        if model.config.output_distribution == "logistic_mixture":
+            last = model.head.layers[-1]
+            (last.weight if last.gain is None else last.gain).mul_(0.4)  # scales near 1: tiny ones magnify rounding
     return model.eval()
 
 

@@ -3,7 +3,7 @@ from conftest import FAMILIES, build_model
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel
 
-from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNForCausalImageModeling
+from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNForCausalImageModeling, PixelCNNPPConfig
 
 
 def test_the_default_pixelcnn_has_307073_parameters():
@@ -13,14 +13,13 @@ def test_the_default_pixelcnn_has_307073_parameters():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kernel_size": 4}, "`kernel_size` must be odd"),
-        ({"first_kernel_size": 6}, "`first_kernel_size` must be odd"),
-        ({"first_kernel_size": 1}, "`first_kernel_size` must be at least 3"),
-        ({"num_channels": 3, "hidden_size": 64, "num_levels": 4}, "`hidden_size` must be divisible by"),
-        ({"num_channels": 3, "hidden_size": 66, "head_hidden_size": 64}, "`head_hidden_size` must be divisible by"),
-        ({"output_distribution": "bernoulli", "num_levels": 4}, "'bernoulli'` has two levels, but `num_levels` is 4"),
-        ({"output_distribution": "gaussian"}, "`output_distribution` must be .*got 'gaussian'"),
+        (
+            {"output_distribution": "bernoulli", "num_levels": 4, "num_channels": 1},
+            "'bernoulli'` has two levels, but `num_levels` is 4",
+        ),
+        ({"output_distribution": "gaussian", "num_channels": 1}, "`output_distribution` must be .*got 'gaussian'"),
         ({"input_encoding": "onehot"}, "`input_encoding` must be 'scaled' or 'embedding', got 'onehot'"),
+        ({"num_logistic_mix": 0}, "`num_logistic_mix` must be at least 1, got 0"),
         ({"num_levels": 1}, "`num_levels` must be between 2 and 256"),
         ({"num_levels": 257}, "`num_levels` must be between 2 and 256"),
         ({"num_levels": 16385, "input_encoding": "embedding"}, "`num_levels` must be between 2 and 16384"),
@@ -42,10 +41,52 @@ def test_a_configuration_that_cannot_work_is_refused_when_it_is_made(family, con
         FAMILIES[family][0](**config)
 
 
+@pytest.mark.parametrize("family", ["pixelcnn", "gated_pixelcnn"])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kernel_size": 4}, "`kernel_size` must be odd"),
+        ({"first_kernel_size": 6}, "`first_kernel_size` must be odd"),
+        ({"first_kernel_size": 1}, "`first_kernel_size` must be at least 3"),
+        ({"num_channels": 3, "hidden_size": 64, "num_levels": 4}, "`hidden_size` must be divisible by"),
+        ({"num_channels": 3, "hidden_size": 66, "head_hidden_size": 64}, "`head_hidden_size` must be divisible by"),
+    ],
+    ids=str,
+)
+def test_kernels_and_channel_groups_that_cannot_work_are_refused(family, config, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        FAMILIES[family][0](**config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kernel_size": 5}, r"`kernel_size` of PixelCNN\+\+ must be 3, got 5"),
+        ({"first_kernel_size": 7}, r"`first_kernel_size` of PixelCNN\+\+ must be 3, got 7"),
+        (
+            {"output_distribution": "categorical"},
+            r"must be 'logistic_mixture' for .* got 'categorical' for 3",
+        ),
+    ],
+    ids=str,
+)
+def test_what_pixelcnn_pp_cannot_be_is_refused(config, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        PixelCNNPPConfig(**config)
+
+
 def test_the_bottleneck_of_pixelcnn_asks_for_twice_as_many_features():
     with pytest.raises(StrictDataclassError, match=r"divisible by 2 \* `num_channels` \(6\).*got 129"):
         PixelCNNConfig(num_channels=3, hidden_size=129, head_hidden_size=129)
     GatedPixelCNNConfig(num_channels=3, hidden_size=129, head_hidden_size=129)
+
+
+def test_with_a_mixture_features_are_not_split_by_channels():
+    config = {"num_channels": 3, "num_levels": 256, "output_distribution": "logistic_mixture"}
+    assert GatedPixelCNNConfig(**config, hidden_size=65, head_hidden_size=64).num_channel_groups == 1
+    assert PixelCNNConfig(**config, hidden_size=64, head_hidden_size=65).num_channel_groups == 1
+    with pytest.raises(StrictDataclassError, match=r"`hidden_size` must be divisible by 2, .*got 65"):
+        PixelCNNConfig(**config, hidden_size=65)
 
 
 def test_a_configuration_survives_its_file(family, tmp_path):
@@ -58,7 +99,7 @@ def test_a_configuration_survives_its_file(family, tmp_path):
     a, b = ({k: v for k, v in c.to_diff_dict().items() if k != "transformers_version"} for c in (config, loaded))
     assert a == b
     assert loaded.image_size == [8, 12]
-    assert loaded.output_distribution == "categorical"
+    assert loaded.output_distribution == ("logistic_mixture" if family == "pixelcnn_pp" else "categorical")
 
 
 def test_classes_set_their_names():
@@ -74,6 +115,10 @@ def test_the_distribution_follows_from_the_levels():
     assert PixelCNNConfig().output_distribution == "bernoulli"
     assert PixelCNNConfig(num_levels=16).output_distribution == "categorical"
     assert PixelCNNConfig(output_distribution="categorical").output_distribution == "categorical"
+    assert PixelCNNPPConfig().output_distribution == "logistic_mixture"
+    assert PixelCNNPPConfig(num_channels=1).output_distribution == "logistic_mixture"
+    assert PixelCNNPPConfig(num_channels=1, num_levels=2).output_distribution == "bernoulli"
+    assert PixelCNNPPConfig(num_channels=1, input_encoding="embedding").output_distribution == "categorical"
 
 
 def test_auto_model_builds_the_head_model(family):

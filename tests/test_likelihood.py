@@ -4,9 +4,17 @@ import pytest
 import torch
 from conftest import build_model, random_inputs
 
-from hf_pixelcnn import BernoulliOutput, CategoricalOutput, bits_per_dim
+from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
 
-DISTRIBUTIONS = [BernoulliOutput(3, 2), CategoricalOutput(3, 2), CategoricalOutput(3, 7), CategoricalOutput(1, 256)]
+DISTRIBUTIONS = [
+    BernoulliOutput(3, 2),
+    CategoricalOutput(3, 2),
+    CategoricalOutput(3, 7),
+    CategoricalOutput(1, 256),
+    LogisticMixtureOutput(1, 2, 1),
+    LogisticMixtureOutput(2, 5, 4),
+    LogisticMixtureOutput(3, 256, 10),
+]
 
 
 def parameters_of(distribution, batch=2, height=3, width=4, scale=3.0, dtype=torch.float32):
@@ -19,8 +27,10 @@ def parameters_of(distribution, batch=2, height=3, width=4, scale=3.0, dtype=tor
 @pytest.mark.parametrize("scale", [3.0, 100.0])
 def test_probabilities_of_all_levels_sum_to_one(distribution, scale):
     parameters = parameters_of(distribution, scale=scale)
+    previous = torch.tensor([[0, distribution.num_levels - 1, 0], [1, 0, 1]])
     for channel in range(distribution.num_channels):
-        logits = distribution.level_logits(distribution.pixels(parameters)[:, 1, 2], channel)
+        pixel = distribution.pixels(parameters)[:, 1, 2]
+        logits = distribution.level_logits(pixel, channel, previous[:, :channel])
         assert logits.shape == (2, distribution.num_levels)
         torch.testing.assert_close(logits.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-6)
 
@@ -33,7 +43,8 @@ def test_level_logits_at_the_level_are_log_prob(distribution):
         log_prob = distribution.log_prob(parameters, levels)
         assert log_prob.shape == levels.shape
         for channel in range(distribution.num_channels):
-            logits = distribution.level_logits(distribution.pixels(parameters)[:, 2, 1], channel)
+            pixel = distribution.pixels(parameters)[:, 2, 1]
+            logits = distribution.level_logits(pixel, channel, levels[:, :channel, 2, 1])
             torch.testing.assert_close(logits[:, level], log_prob[:, channel, 2, 1])
 
 
@@ -46,6 +57,76 @@ def test_bernoulli_and_categorical_agree_with_hand_computed_numbers():
     torch.testing.assert_close(
         CategoricalOutput(1, 3).level_logits(logits, 0).exp(), torch.tensor([[1.0, 2.0, 5.0]]) / 8
     )
+
+
+def mixture_of_one(mean, log_scale, num_levels=256, dtype=torch.float32):
+    """Distribution and parameters `(1, 1, 1, 3)` of one grey pixel with one logistic."""
+    parameters = torch.tensor([0.0, mean, log_scale], dtype=dtype).view(1, 1, 1, 3)
+    return LogisticMixtureOutput(1, num_levels, 1), parameters
+
+
+def test_a_logistic_agrees_with_hand_computed_numbers():
+    distribution, parameters = mixture_of_one(0.0, math.log(0.5), num_levels=3, dtype=torch.float64)
+    low = 1 / (1 + math.exp(1))  # levels are -1, 0, 1, edges ±½, and edge / scale = ±1
+    expected = torch.tensor([low, 1 - 2 * low, low], dtype=torch.float64)
+    torch.testing.assert_close(distribution.level_logits(parameters, 0).exp().flatten(), expected)
+
+
+def test_a_mixture_is_the_sum_over_its_components_written_out():
+    distribution = LogisticMixtureOutput(3, 4, 2)
+    parameters = parameters_of(distribution, batch=1, height=1, width=1, scale=1.0, dtype=torch.float64)
+    logits, means, log_scales, coefficients = parameters.flatten().view(10, 2).split([1, 3, 3, 3])
+    a, b, c = coefficients.tanh()
+
+    def cdf(x, k, channel, mean):
+        return torch.sigmoid((x - mean) / log_scales[channel, k].exp())
+
+    def mass(level, k, channel, mean):
+        x = 2 * level / 3 - 1
+        below = 0 if level == 0 else cdf(x - 1 / 3, k, channel, mean)
+        above = 1 if level == 3 else cdf(x + 1 / 3, k, channel, mean)
+        return above - below
+
+    for red, green, blue in [(0, 3, 1), (2, 1, 0), (3, 3, 3)]:
+        r, g = 2 * red / 3 - 1, 2 * green / 3 - 1
+        joint = [logits.softmax(-1)[0, k] * mass(red, k, 0, means[0, k]) for k in (0, 1)]
+        expected = [sum(joint)]
+        joint = [joint[k] * mass(green, k, 1, means[1, k] + a[k] * r) for k in (0, 1)]
+        expected.append(sum(joint))
+        joint = [joint[k] * mass(blue, k, 2, means[2, k] + b[k] * r + c[k] * g) for k in (0, 1)]
+        expected.append(sum(joint))
+        levels = torch.tensor([red, green, blue]).view(1, 3, 1, 1)
+        log_prob = distribution.log_prob(parameters, levels).flatten()
+        torch.testing.assert_close(log_prob.cumsum(0), torch.stack(expected).log())
+
+
+@pytest.mark.parametrize("num_levels", [2, 5, 256])
+@pytest.mark.parametrize("log_scale", [-50.0, -7.0, -5.0, -2.0, 0.0, 3.0, 60.0])
+def test_a_logistic_of_any_mean_and_scale_is_finite_and_sums_to_one(num_levels, log_scale):
+    for mean in (-1e6, -3.0, -1.0, -0.5, 0.0, 1e-4, 1 / 255, 0.3, 1.0, 1.004, 40.0, 1e6):
+        distribution, parameters = mixture_of_one(mean, log_scale, num_levels)
+        logits = distribution.level_logits(parameters, 0).flatten()
+        assert logits.isfinite().all()
+        torch.testing.assert_close(logits.double().exp().sum().item(), 1.0, rtol=0, atol=1e-6)
+        levels = torch.arange(num_levels).view(1, 1, 1, -1)
+        log_prob = distribution.log_prob(parameters.expand(1, 1, num_levels, 3), levels)
+        torch.testing.assert_close(logits, log_prob.flatten())
+
+
+@pytest.mark.parametrize("log_scale", [-50.0, -7.0, -3.0, 2.0])
+@pytest.mark.parametrize("level", [0, 1, 128, 254, 255])
+def test_a_mean_far_away_is_pulled_towards_the_level(level, log_scale):
+    for mean in (-1e6, -30.0, -1.5, 1.5, 30.0, 1e6):
+        distribution, parameters = mixture_of_one(mean, log_scale)
+        parameters.requires_grad_()
+        log_prob = distribution.log_prob(parameters, torch.tensor(level).view(1, 1, 1, 1))
+        (gradient,) = torch.autograd.grad(log_prob.sum(), parameters)
+        assert gradient.isfinite().all()
+        if (level == 0 and mean < 0) or (level == 255 and mean > 0):
+            continue  # the level is (almost) certain
+        pull = gradient.flatten()[1] * (-1 if mean > 0 else 1)
+        assert pull > 1e-3
+        assert log_scale < -7 or abs(mean) < 30 or gradient.flatten()[2] > 0  # and its scale grows
 
 
 def test_extreme_parameters_give_finite_log_probabilities():

@@ -199,8 +199,12 @@ def test_frequencies_are_the_probabilities_of_the_model(family):
     assert chi_squared < 37.7  # 99.9th percentile with 15 degrees of freedom
 
 
-def test_frequencies_of_a_colour_pixel_are_the_probabilities_of_the_model(family):
-    model = build_model(family, image_size=1, num_channels=3, num_levels=3).double()
+@pytest.mark.parametrize("distribution", ["categorical", "logistic_mixture"])
+def test_frequencies_of_a_colour_pixel_are_the_probabilities_of_the_model(family, distribution):
+    if (family, distribution) == ("pixelcnn_pp", "categorical"):
+        pytest.skip("PixelCNN++ predicts colours by mixtures only")
+    config = {"image_size": 1, "num_channels": 3, "num_levels": 3, "output_distribution": distribution}
+    model = build_model(family, **config).double()
     pixels = torch.tensor(list(itertools.product(range(3), repeat=3))).view(27, 3, 1, 1)
     with torch.no_grad():
         probabilities = model.log_prob(pixels).sum(dim=(1, 2, 3)).exp()
@@ -209,6 +213,22 @@ def test_frequencies_of_a_colour_pixel_are_the_probabilities_of_the_model(family
     counts = torch.bincount(drawn, minlength=27)
     chi_squared = ((counts - 20_000 * probabilities) ** 2 / (20_000 * probabilities)).sum()
     assert chi_squared < 54.1  # 99.9th percentile with 26 degrees of freedom
+
+
+@pytest.mark.parametrize("family", ["pixelcnn", "gated_pixelcnn"])
+def test_with_a_mixture_a_pixel_takes_one_step_and_otherwise_one_a_channel(family, monkeypatch):
+    steps = []
+    for distribution in ("categorical", "logistic_mixture"):
+        config = {"num_channels": 3, "num_levels": 4, "output_distribution": distribution}
+        model = build_model(family, **config)
+        step, calls = model.sampling_cache_class.step, []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                model.sampling_cache_class, "step", lambda *args, s=step, c=calls: (c.append(args[1:]), s(*args))[1]
+            )
+            model.generate(num_images=2)
+        steps.append(len(calls))
+    assert steps == [90, 30]
 
 
 def test_the_level_is_the_first_whose_cumulative_probability_exceeds_the_number():

@@ -13,6 +13,7 @@ files in float32), `recipe.yaml`, `samples.png`, `loss_curve.png`, and a `checkp
 `--resume_from_checkpoint last` continues exactly. A folder that holds another run is left alone.
 """
 
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -42,6 +43,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 import hf_pixelcnn
 from hf_pixelcnn import PixelCNNImageProcessor
 
+INIT_IMAGES = 64  # that weight-normalised layers are fitted to before training
 OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png", "loss_curve.png")
 MODEL_CONFIGS = {
     config.model_type: config
@@ -231,6 +233,8 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     if model is None:
         channels, *size = images.shape
         model = new_model(model_args, names, num_levels=num_levels, num_channels=channels, image_size=size)
+        batch = collate_levels([images[i] for i in range(0, len(images), math.ceil(len(images) / INIT_IMAGES))])
+        model.initialize_from_data(batch["pixel_values"], class_ids=batch.get("class_ids"))
     elif images.shape[0] != model.config.num_channels:
         raise InputError(f"the model has {model.config.num_channels} channels, the data {images.shape[0]}.")
     global_batch = args.per_device_train_batch_size * args.world_size

@@ -1,0 +1,154 @@
+r"""
+Turn a checkpoint of the widely used PyTorch port of PixelCNN++ into a model of this package.
+
+    python training/convert_pixelcnnpp_checkpoint.py --checkpoint pcnn_lr.pth --output_dir pixelcnn-pp-cifar10
+
+The file holds a state dict with weight-norm keys (`weight_g`, `weight_v`), perhaps with `module.` before every name. It
+is read without running any code in it. The model gets plain weights: the port normalises its transposed convolutions
+over their inputs, which a direction and a gain of each output cannot express. Sizes are read off the tensors.
+"""
+
+import pickle
+import re
+from dataclasses import dataclass, field
+
+import torch
+from command_line import CommandLineParser, InputError, one_line_errors
+from safetensors.torch import load_file
+
+from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
+
+# Names of layers there (a regular expression) and here.
+LAYERS = {
+    r"u_init\.conv": "model.vertical_in",
+    r"ul_init\.0\.conv": "model.combined_in_above",
+    r"ul_init\.1\.conv": "model.combined_in_left",
+    r"(up|down)_layers\.(\d+)\.u_stream\.(\d+)\.conv_(input|out)\.conv": r"model.\1_layers.\2.\3.vertical.conv_\4",
+    r"(up|down)_layers\.(\d+)\.ul_stream\.(\d+)\.conv_(input|out)\.conv": r"model.\1_layers.\2.\3.combined.conv_\4",
+    r"(up|down)_layers\.(\d+)\.u_stream\.(\d+)\.nin_skip\.lin_a": r"model.\1_layers.\2.\3.vertical.conv_other",
+    r"(up|down)_layers\.(\d+)\.ul_stream\.(\d+)\.nin_skip\.lin_a": r"model.\1_layers.\2.\3.combined.conv_other",
+    r"downsize_u_stream\.(\d+)\.conv": r"model.vertical_downsampling.\1",
+    r"downsize_ul_stream\.(\d+)\.conv": r"model.combined_downsampling.\1",
+    r"upsize_u_stream\.(\d+)\.deconv": r"model.vertical_upsampling.\1",
+    r"upsize_ul_stream\.(\d+)\.deconv": r"model.combined_upsampling.\1",
+    r"nin_out\.lin_a": "head.layers.0",
+}
+
+
+@dataclass
+class ConversionArguments:
+    checkpoint: str = field(metadata={"help": "File of the state dict, .pth or .safetensors."})
+    output_dir: str = field(metadata={"help": "Folder to write model and image processor to."})
+    image_size: int = field(default=32, metadata={"help": "Height and width of the images that it was trained on."})
+
+
+def our_name(layer: str) -> str:
+    """The name here of a layer of the port."""
+    for pattern, replacement in LAYERS.items():
+        match = re.fullmatch(pattern, layer)
+        if match:
+            return match.expand(replacement).replace("conv_input", "conv_in")
+    raise InputError(f"the checkpoint has a layer {layer!r}, which a PixelCNN++ of that port has not.")
+
+
+def effective_weight(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """g · v / ‖v‖, the norm being over all dimensions but the first, as old weight norm takes it."""
+    if "weight" in tensors:
+        return tensors["weight"]
+    g, v = tensors["weight_g"], tensors["weight_v"]
+    return v * (g / v.flatten(1).norm(dim=1).view_as(g))
+
+
+def head_rows(num_channels: int, num_components: int) -> torch.Tensor:
+    """
+    For each parameter of a pixel here its place there. There: logits, then for each channel its means, log-scales and,
+    in colour, one of the three sets of coefficients.
+    """
+    per_channel = 3 if num_channels == 3 else 2
+    kinds = [0] + [1 + per_channel * c + kind for kind in range(per_channel) for c in range(num_channels)]
+    return torch.cat([torch.arange(num_components) + kind * num_components for kind in kinds])
+
+
+def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, torch.Tensor]]:
+    r"""
+    Args:
+        state (`dict[str, torch.Tensor]`): The port's state dict.
+
+    Returns:
+        The fields of a [`PixelCNNPPConfig`], and the state dict of a [`PixelCNNPPForCausalImageModeling`], of the dtype
+        that came.
+    """
+    layers = {}
+    for name, tensor in state.items():
+        layer, _, kind = name.removeprefix("module.").rpartition(".")
+        layers.setdefault(layer, {})[kind] = tensor
+    converted = {}
+    for layer, tensors in layers.items():
+        name = our_name(layer)
+        if set(tensors) not in ({"weight_g", "weight_v", "bias"}, {"weight", "bias"}):
+            raise InputError(f"layer {layer!r} has {sorted(tensors)}, not weight_g, weight_v and bias.")
+        weight = effective_weight(tensors)
+        if "upsampling" in name:
+            weight = weight.transpose(0, 1)  # (in, out, rows, columns) there
+        converted[f"{name}.weight"] = weight[:, :, None, None] if weight.ndim == 2 else weight
+        converted[f"{name}.bias"] = tensors["bias"]
+
+    missing = [name for name in ("model.vertical_in.weight", "head.layers.0.weight") if name not in converted]
+    if missing:
+        raise InputError("this is not a checkpoint of a PixelCNN++ of that port: its first or last layer is missing.")
+    hidden_size, num_inputs = converted["model.vertical_in.weight"].shape[:2]
+    num_channels = num_inputs - 1  # one is 1 inside the image
+    if num_channels not in (1, 3):
+        raise InputError(f"the port knows images of 1 or 3 channels, the checkpoint has {num_channels}.")
+    num_components = len(converted["head.layers.0.bias"]) // (10 if num_channels == 3 else 3)
+    rows = head_rows(num_channels, num_components)
+    for name in ("head.layers.0.weight", "head.layers.0.bias"):
+        converted[name] = converted[name][rows]
+    depths = [int(name.split(".")[3]) for name in converted if name.startswith("model.up_layers.")]
+    config = {
+        "num_channels": num_channels,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 1 + max(depths, default=0),
+        "num_logistic_mix": num_components,
+        "output_distribution": "logistic_mixture",
+        "weight_norm": False,
+    }
+    return config, {name: tensor.contiguous() for name, tensor in converted.items()}
+
+
+def read_tensors(path: str) -> dict[str, torch.Tensor]:
+    """Tensors of a file, without running code from it."""
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} holds something besides tensors, which was not loaded.") from error
+    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise InputError(f"{path} holds no state dict: names and tensors.")
+    return state
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    (args,) = CommandLineParser(ConversionArguments).parse(arguments)
+    fields, state = convert_state_dict(
+        {name: tensor.double() for name, tensor in read_tensors(args.checkpoint).items()}
+    )
+    model = PixelCNNPPForCausalImageModeling(PixelCNNPPConfig(image_size=args.image_size, **fields))
+    try:
+        model.load_state_dict(state)  # rounds to float32
+    except RuntimeError as error:
+        raise InputError(f"{args.checkpoint} is no complete PixelCNN++: {error}") from error
+    model.save_pretrained(args.output_dir)
+    size = {"height": args.image_size, "width": args.image_size}
+    PixelCNNImageProcessor(num_channels=fields["num_channels"], num_levels=256, size=size).save_pretrained(
+        args.output_dir
+    )
+    print(f"{model.num_parameters():,} parameters: {fields}; model and image processor are in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
