@@ -45,7 +45,7 @@ def port_state_dict(num_channels, dtype=torch.float64):
 
 
 def port_forward(state, pixels):
-    """The port's network as a function: pixels in [-1, 1], `(batch, channels, h, w)`, to `(batch, h, w, parameters)`."""
+    """The port as a function: pixels in [-1, 1], `(batch, channels, h, w)`, to `(batch, h, w, parameters)`."""
 
     def tensors(name):
         v, g = state[f"module.{name}.weight_v"], state[f"module.{name}.weight_g"]
