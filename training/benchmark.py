@@ -38,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig
+from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig
 from hf_pixelcnn.generation_pixelcnn import draw_noise
 
 COLOUR = {"num_channels": 3, "num_levels": 256, "hidden_size": 66, "head_hidden_size": 66}
@@ -50,6 +50,7 @@ CASES = {
     "plain": PixelCNNConfig(),
     "colour": GatedPixelCNNConfig(image_size=32, **COLOUR),
     "colour_64": GatedPixelCNNConfig(image_size=64, **COLOUR),
+    "plusplus": PixelCNNPPConfig(hidden_size=40, num_hidden_layers=2),
 }
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 SLOW_FORWARD = 2.0  # seconds; slower cases are timed once

@@ -1,0 +1,325 @@
+r"""
+The sampling cache of the PixelCNN++.
+
+Rows of a lower resolution exist at every second or fourth row only, and their pixels at every second or fourth column:
+there, one level calls the next lower one between its up blocks and its down blocks, as the network does.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .caching_causal_image import SamplingCache
+
+
+def concat_elu_rows(x: torch.Tensor) -> torch.Tensor:
+    """ELU of x and of -x, features last."""
+    return F.elu_(torch.cat((x, -x), dim=-1))
+
+
+class RowConv:
+    """A vertical convolution, which sees a row and the one before it: rows `(batch, width, in)`, one at a time."""
+
+    def __init__(self, layer, batch: int, width: int, factory: dict):
+        self.weight, self.bias, self.stride = layer.visible_weight(), layer.bias, layer.stride
+        self.rows = torch.zeros(batch, 2, width, layer.in_channels, **factory)
+
+    def push(self, row: torch.Tensor):
+        """The next row."""
+        self.rows[:, 0].copy_(self.rows[:, 1])
+        self.rows[:, 1].copy_(row)
+
+    def output(self) -> torch.Tensor:
+        """Features `(batch, width / stride, out)` of the last row pushed."""
+        x = self.rows.permute(0, 3, 1, 2)
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding=(0, 1))[:, :, 0].transpose(1, 2)
+
+
+class VerticalBlock:
+    """A block of the vertical stream, row by row."""
+
+    def __init__(self, cache: "PixelCNNPPCache", block, width: int):
+        self.conv_in = RowConv(block.conv_in, cache.batch, width, cache.factory)
+        self.conv_out = RowConv(block.conv_out, cache.batch, width, cache.factory)
+        self.class_bias = cache.class_bias(block)
+        if block.conv_other is not None:
+            self.other_weight, self.other_bias = block.conv_other.visible_weight()[:, :, 0, 0], block.conv_other.bias
+
+    def row(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        """One row `(batch, width, features)`."""
+        self.conv_in.push(concat_elu_rows(x))
+        t = self.conv_in.output()
+        if other is not None:
+            t = t + F.linear(concat_elu_rows(other), self.other_weight, self.other_bias)
+        self.conv_out.push(concat_elu_rows(t))
+        value, gate = (self.conv_out.output() + self.class_bias).chunk(2, dim=-1)
+        return torch.addcmul(x, value, gate.sigmoid())
+
+
+class CornerRow:
+    """
+    The inputs of a convolution of the combined stream, `(batch, (1 + width) * features)` with zeros on the left: those
+    of the row before until a pixel replaces them. The taps on a row are the pixel and its left neighbour.
+    """
+
+    def __init__(self, layer, batch: int, width: int, factory: dict):
+        self.weight_above, self.bias, self.stride = layer.visible_weight()[:, :, :1], layer.bias, layer.stride[1]
+        self.weight = layer.visible_weight()[:, :, 1].permute(2, 1, 0).flatten(0, 1).contiguous()  # (2 * in, out)
+        self.size = layer.in_channels
+        self.inputs = torch.zeros(batch, (1 + width) * self.size, **factory)
+        self.above = torch.zeros(batch, -(-width // self.stride), layer.out_channels, **factory)
+
+    def slot(self, column: int) -> torch.Tensor:
+        """Where the input of a column lies, `(batch, in)`."""
+        return self.inputs[:, (1 + column) * self.size : (2 + column) * self.size]
+
+    def known(self, column: int) -> torch.Tensor:
+        """What the output of a column sees of its own row, `(batch, 2 * in)`."""
+        start = column * self.stride * self.size
+        return self.inputs[:, start : start + 2 * self.size]
+
+    def start_row(self):
+        """The taps on the row before, which is complete, for all columns."""
+        x = self.inputs.unflatten(1, (-1, self.size)).transpose(1, 2)[:, :, None]  # (batch, in, 1, 1 + width)
+        self.above.copy_(F.conv2d(x, self.weight_above, self.bias, (1, self.stride))[:, :, 0].transpose(1, 2))
+
+
+class CombinedBlock:
+    r"""
+    A block of the combined stream: per row what depends on the rows above, per pixel the rest.
+
+    Args:
+        cache ([`PixelCNNPPCache`]): Sizes.
+        block: The block of the network.
+        inputs (`list[torch.Tensor]`), outputs: For each column the buffers `(batch, features)` it reads and writes.
+        skips (`list[torch.Tensor]`, *optional*): For each column celu of what a down block gets from the up pass.
+    """
+
+    def __init__(self, cache: "PixelCNNPPCache", block, inputs: list, outputs: list, skips: list | None = None):
+        width, size = len(inputs), cache.size
+        self.row_in = CornerRow(block.conv_in, cache.batch, width, cache.factory)
+        self.row_out = CornerRow(block.conv_out, cache.batch, width, cache.factory)
+        self.class_bias = cache.class_bias(block)
+        weight, self.other_bias = block.conv_other.visible_weight()[:, :, 0, 0], block.conv_other.bias
+        u, *skip = weight.unflatten(1, (2, -1, size)).unbind(2)  # (out, 2, size) each
+        self.u_weight = u.flatten(1)
+        self.skip_weight = skip[0].flatten(1).T.contiguous() if skip else None
+
+        self.signs = cache.signs
+        self.t = torch.zeros(cache.batch, size, **cache.factory)
+        self.t_twice = self.t[:, None]
+        self.gated = torch.zeros(cache.batch, 2 * size, **cache.factory)
+        self.value, self.gate = self.gated.chunk(2, dim=1)
+        self.steps = [
+            (
+                inputs[j],
+                inputs[j][:, None],
+                self.row_in.slot(j).unflatten(1, (2, size)),
+                self.row_in.above[:, j],
+                self.row_in.known(j),
+                None if skips is None else skips[j],
+                self.row_out.slot(j).unflatten(1, (2, size)),
+                self.row_out.above[:, j],
+                self.row_out.known(j),
+                outputs[j],
+            )
+            for j in range(width)
+        ]
+
+    def start_row(self, u: torch.Tensor):
+        """Take in the row `(batch, width, features)` that the vertical block beside this one has put out."""
+        self.row_in.start_row()
+        u = concat_elu_rows(u[:, : len(self.steps)])
+        self.row_in.above += F.linear(u, self.u_weight, self.other_bias)
+        self.row_out.start_row()
+        self.row_out.above += self.class_bias
+
+    def step(self, column: int):
+        """One pixel."""
+        x, x_twice, celu_x, above_in, known_in, skip, celu_t, above_out, known_out, out = self.steps[column]
+        F.elu_(torch.mul(x_twice, self.signs, out=celu_x))
+        torch.addmm(above_in, known_in, self.row_in.weight, out=self.t)
+        if skip is not None:
+            self.t.addmm_(skip, self.skip_weight)
+        F.elu_(torch.mul(self.t_twice, self.signs, out=celu_t))
+        torch.addmm(above_out, known_out, self.row_out.weight, out=self.gated)
+        torch.addcmul(x, self.value, self.gate.sigmoid_(), out=out)
+
+
+class Level:
+    r"""
+    What happens at one resolution.
+
+    Args:
+        cache ([`PixelCNNPPCache`]): Sizes, and the row.
+        network ([`PixelCNNPPModel`]): The network.
+        level (`int`): 0, 1 and 2 for full, half and a quarter of the resolution.
+        width (`int`): Columns of the image here.
+        padded_width (`int`): Columns of the vertical stream here.
+    """
+
+    def __init__(self, cache: "PixelCNNPPCache", network, level: int, width: int, padded_width: int):
+        batch, size, factory = cache.batch, cache.size, cache.factory
+        self.cache, self.level = cache, level
+        up_layers, down_layers = network.up_layers[level], network.down_layers[2 - level]
+        self.vertical_up = [VerticalBlock(cache, layer.vertical, padded_width) for layer in up_layers]
+        self.vertical_down = [VerticalBlock(cache, layer.vertical, padded_width) for layer in down_layers]
+        self.lower = None
+        if level < 2:
+            self.lower = Level(cache, network, level + 1, -(-width // 2), padded_width // 2)
+
+        def buffers(features=size):
+            return [torch.zeros(batch, features, **factory)] * width  # one for all columns
+
+        # Up pass of the combined stream. What a block reads, it keeps as celu: so the down pass finds it.
+        self.first = stream = buffers()
+        self.combined_up, skips = [], []
+        for i, layer in enumerate(up_layers):
+            outputs = buffers()
+            if self.lower is not None and i == len(up_layers) - 1:
+                self.downsampling = CornerRow(network.combined_downsampling[level], batch, width, factory)
+                outputs = [self.downsampling.slot(j) for j in range(width)]
+            block = CombinedBlock(cache, layer.combined, stream, outputs)
+            self.combined_up.append(block)
+            skips.append([block.row_in.slot(j) for j in range(width)])
+            stream = outputs
+
+        if self.lower is not None:
+            celu = buffers(2 * size)
+            skips.append(celu)
+            self.last_twice = [x[:, None] for x in stream]
+            self.last_celu = celu[0].unflatten(1, (2, size))
+            self.vertical_downsampling = RowConv(network.vertical_downsampling[level], batch, padded_width, factory)
+            self.vertical_upsampling = network.vertical_upsampling[1 - level]
+            self.vertical_rows = torch.zeros(2, batch, padded_width, size, **factory)  # from one of low resolution
+            upsampling = network.combined_upsampling[1 - level]
+            self.up_weights = (
+                upsampling.visible_weight().permute(2, 1, 3, 0).flatten(2).contiguous()
+            )  # (2, in, 2 * out)
+            self.up_bias = upsampling.bias.repeat(2)
+            half = len(self.lower.first)
+            self.combined_rows = torch.zeros(2, batch, half * 2 * size, **factory)
+            pairs = [pair.unbind(0) for pair in self.combined_rows.split(2 * size, dim=2)]
+            self.halves = [(self.downsampling.above[:, j], self.downsampling.known(j), *pairs[j]) for j in range(half)]
+            stream = self.combined_rows[0].split(size, dim=1)[:width]
+
+        self.combined_down = []
+        for layer in down_layers:
+            outputs = buffers()
+            self.combined_down.append(CombinedBlock(cache, layer.combined, stream, outputs, skips.pop()))
+            stream = outputs
+        self.result = stream[0]
+
+    def has_lower_row(self) -> bool:
+        """Whether a row of the next lower resolution begins with this one."""
+        return (self.cache.row >> self.level) % 2 == 0
+
+    def start_row(self, u: torch.Tensor) -> torch.Tensor:
+        """One row of the vertical stream through the network, from this resolution on: `(batch, width, features)`."""
+        skips = [u]
+        for vertical, combined in zip(self.vertical_up, self.combined_up, strict=True):
+            u = vertical.row(u)
+            combined.start_row(u)
+            skips.append(u)
+        if self.lower is None:
+            skips.pop()
+        else:
+            self.vertical_downsampling.push(u)
+            if self.has_lower_row():
+                self.downsampling.start_row()
+                low = self.lower.start_row(self.vertical_downsampling.output())
+                high = self.vertical_upsampling(low.transpose(1, 2)[:, :, None])  # (batch, features, 2, width)
+                self.vertical_rows.copy_(high.permute(2, 0, 3, 1))
+                u = self.vertical_rows[0]
+            else:
+                u = self.vertical_rows[1]
+                self.combined_rows[0].copy_(self.combined_rows[1])
+        for vertical, combined in zip(self.vertical_down, self.combined_down, strict=True):
+            u = vertical.row(u, skips.pop())
+            combined.start_row(u)
+        return u
+
+    def step(self, column: int):
+        """One pixel of the combined stream through the network, from `first` to `result`."""
+        for block in self.combined_up:
+            block.step(column)
+        if self.lower is not None:
+            F.elu_(torch.mul(self.last_twice[column], self.cache.signs, out=self.last_celu))
+            if self.has_lower_row() and column % 2 == 0:
+                above, known, row, next_row = self.halves[column // 2]
+                torch.addmm(above, known, self.downsampling.weight, out=self.lower.first[0])
+                self.lower.step(column // 2)
+                torch.addmm(self.up_bias, self.lower.result, self.up_weights[0], out=row)
+                torch.addmm(self.up_bias, self.lower.result, self.up_weights[1], out=next_row)
+        for block in self.combined_down:
+            block.step(column)
+
+
+class PixelCNNPPCache(SamplingCache):
+    r"""
+    Row by row the vertical stream, and the taps of the combined one on rows above; pixel by pixel the rest of it.
+
+    Of every convolution the last row of inputs is kept. Columns that only fill up the image's width have a vertical
+    stream and no combined one, whose features there reach nothing.
+    """
+
+    def __init__(self, model, batch, width, class_ids=None):
+        super().__init__(model, batch, width)
+        network, self.size, self.class_ids = model.model, model.config.hidden_size, class_ids
+        self.row = -1
+        self.signs = torch.tensor([[1.0], [-1.0]], **self.factory)
+        padded_width = width + -width % 4
+        self.vertical_in, self.above_in, self.left_in = (
+            (layer.visible_weight(), layer.bias)
+            for layer in (network.vertical_in, network.combined_in_above, network.combined_in_left)
+        )
+        # Rows r - 2 and r - 1 of the encoded image, and what is known of row r when it begins: its channel of ones.
+        self.input_rows = torch.zeros(batch, 3, padded_width, self.input_size + 1, **self.factory)
+        self.input_rows[:, 2, :width, -1] = 1
+        self.first_above = torch.zeros(batch, width, self.size, **self.factory)
+        self.left_weight = self.left_in[0][:, :-1, 1, 0].T.contiguous()
+        self.full = Level(self, network, 0, width, padded_width)
+        self.hidden = self.full.result
+
+    def class_bias(self, block) -> torch.Tensor:
+        """What the class adds to the last convolution of a block, `(batch, 1, 2 * features)`; zeros without one."""
+        if self.class_ids is None:
+            return torch.zeros(1, 1, 2 * self.size, **self.factory)
+        return block.class_embedding(self.class_ids)[:, None, :, 0, 0]
+
+    def prepare_head(self, head):
+        self.head_layers = [(layer.bias, layer.visible_weight()[:, :, 0, 0].T.contiguous()) for layer in head.layers]
+
+    def start_row(self):
+        self.row += 1
+        self.run(("row", self.row == 0, self.row % 4), self.compute_row)
+
+    def compute_row(self):
+        u = first = torch.zeros_like(self.first_above[:, :1])  # above the first row there is nothing, not even a bias
+        if self.row > 0:
+            finished = self.input_row[:, self.first_reach * self.input_size :].unflatten(1, (self.width, -1))
+            self.input_rows[:, 0].copy_(self.input_rows[:, 1])
+            self.input_rows[:, 1, : self.width, :-1] = finished
+            self.input_rows[:, 1, : self.width, -1] = 1
+            u = self.rows_above(self.input_rows[:, :2], *self.vertical_in)
+            first = self.rows_above(self.input_rows[:, 1:2], *self.above_in)[:, : self.width]
+        left = self.rows_above(self.input_rows[:, 1:], *self.left_in)[:, : self.width - 1]
+        self.first_above.copy_(first + F.pad(left, (0, 0, 1, 0)))  # of the pixel to the left
+        self.full.start_row(u.expand(-1, self.input_rows.shape[2], -1))
+
+    def parameters(self, column, channel):
+        if channel == 0:
+            self.run((column, self.row % 4), lambda: self.compute_parameters(column, channel))
+        return self.pixel_parameters
+
+    def compute_parameters(self, column, channel):
+        above, known = self.first_above[:, column], self.known_inputs(column, 0)
+        torch.addmm(above, known, self.left_weight, out=self.full.first[0])
+        self.full.step(column)
+        x = self.hidden
+        for bias, weight in self.head_layers[:-1]:
+            x = torch.addmm(bias, F.elu(x), weight)
+        bias, weight = self.head_layers[-1]
+        torch.addmm(bias, F.elu(x), weight, out=self.outputs)
+
+
+__all__ = ["PixelCNNPPCache"]

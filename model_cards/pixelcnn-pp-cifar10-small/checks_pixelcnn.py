@@ -1,0 +1,81 @@
+"""Checks of tensors that a user passes in, made before any work."""
+
+import torch
+
+from .configuration_causal_image import CausalImageModelingConfig
+
+
+def check_count(name: str, count: int):
+    """Raise unless `count` is a positive int."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"`{name}` must be an int, got {count!r}.")
+    if count < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {count}.")
+
+
+def computable(levels: torch.Tensor) -> torch.Tensor:
+    """The same levels in a dtype that torch can compare and select with."""
+    return levels.long() if levels.dtype in (torch.uint16, torch.uint32, torch.uint64) else levels
+
+
+def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingConfig, ignored: int | None = None):
+    """Raise unless `levels` are integer levels of images that `config` describes; compiled code skips the values."""
+    if not isinstance(levels, torch.Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor of integer levels, got {type(levels).__name__}.")
+    if levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
+        raise TypeError(
+            f"`{name}` must be integer levels 0 ... {config.num_levels - 1}, got dtype {levels.dtype}. "
+            "PixelCNNImageProcessor turns images into levels."
+        )
+    if levels.ndim != 4 or levels.shape[1] != config.num_channels:
+        raise ValueError(
+            f"`{name}` must have shape (batch, {config.num_channels}, height, width), got {tuple(levels.shape)}."
+        )
+    if torch.compiler.is_compiling() or levels.is_meta:
+        return
+    if levels.numel() == 0:
+        raise ValueError(f"`{name}` is empty: its shape is {tuple(levels.shape)}.")
+    levels = levels.long() if ignored is not None else computable(levels)  # long, so that -100 is what it says
+    counted = levels if ignored is None else torch.where(levels == ignored, 0, levels)
+    low, high = torch.stack(counted.aminmax()).tolist()
+    if low < 0 or high >= config.num_levels:
+        raise ValueError(
+            f"`{name}` must be levels 0 ... {config.num_levels - 1} (`num_levels` is {config.num_levels}), "
+            f"got values from {low} to {high}."
+        )
+
+
+def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: CausalImageModelingConfig):
+    """Raise unless `class_ids` are what `config` needs: None, or `(batch,)` ids, -1 for no class."""
+    if config.num_classes == 0:
+        if class_ids is not None:
+            raise ValueError("`class_ids` were given, but the model is unconditional (`num_classes` is 0).")
+        return
+    if class_ids is None:
+        raise ValueError(
+            f"`class_ids` are needed: the model is conditional on {config.num_classes} classes. "
+            "Pass -1 for images without a class."
+        )
+    _check_ids("class_ids", class_ids, batch_size, config, least=-1)
+
+
+def check_class_labels(labels: torch.Tensor, batch_size: int, config: CausalImageModelingConfig):
+    """Raise unless `labels` are the classes `(batch,)` of images, for a classifier."""
+    _check_ids("labels", labels, batch_size, config, least=0)
+
+
+def _check_ids(name: str, ids: torch.Tensor, batch_size: int, config: CausalImageModelingConfig, least: int):
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        kind = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise TypeError(f"`{name}` must be a LongTensor, got {kind}.")
+    if ids.shape != (batch_size,):
+        raise ValueError(f"`{name}` must have shape ({batch_size},), one an image, got {tuple(ids.shape)}.")
+    if torch.compiler.is_compiling() or ids.is_meta:
+        return
+    low, high = torch.stack(ids.aminmax()).tolist()
+    if low < least or high >= config.num_classes:
+        none = "" if least == 0 else ", or -1 for no class"
+        raise ValueError(f"`{name}` must be 0 ... {config.num_classes - 1}{none}, got values from {low} to {high}.")
+
+
+__all__ = ["check_class_ids", "check_class_labels", "check_count", "check_levels", "computable"]

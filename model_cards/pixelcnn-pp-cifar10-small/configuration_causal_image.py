@@ -1,0 +1,230 @@
+"""What the configurations of all families have in common."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+MAX_SCALED_LEVELS = 256
+MAX_EMBEDDED_LEVELS = 16384
+FORMAT_VERSION = 1  # of `config.json`; raised when files written from then on mean something else to older code
+
+
+def as_height_and_width(image_size: int | list[int] | tuple[int, ...]) -> list[int]:
+    """`[height, width]` of an image size, which may be one number for both."""
+    return [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+
+
+@strict
+class CausalImageModelingConfig(PreTrainedConfig):
+    r"""
+    Base configuration of models that factorise p(image) over the dimensions of an image in raster order.
+
+    Args:
+        image_size (`int` or `[height, width]`, defaults to 28):
+            Size that `generate` draws by default; stored as `[height, width]`. The networks are fully convolutional
+            and accept any other size.
+        num_channels (`int`, defaults to 1):
+            Colour channels; within a pixel they are predicted in order (R, then G, then B).
+        num_levels (`int`, defaults to 2):
+            Values `0 ... num_levels - 1` of one dimension: 2 to 256, up to 16,384 with `input_encoding="embedding"`.
+        hidden_size (`int`):
+            Features of the residual stream. Divisible by `num_channel_groups`.
+        num_hidden_layers (`int`):
+            Depth; what counts as one layer is said by each family.
+        kernel_size (`int`, defaults to 3):
+            Odd size of the kernels after the first layer.
+        first_kernel_size (`int`, defaults to 7):
+            Odd size of the kernel of the first layer.
+        head_hidden_size (`int`):
+            Features of the 1×1 layers between residual stream and output. Divisible by `num_channel_groups`.
+        num_head_layers (`int`, defaults to 2):
+            Number of those 1×1 layers; 0 connects the output to the residual stream.
+        dropout (`float`, defaults to 0.0):
+            Probability with which a feature of a residual branch is dropped in training.
+        num_classes (`int`, defaults to 0):
+            Classes of a class-conditional model, 0 for none. Above 0 it sets `id2label`, unless that is given, and
+            `label2id`.
+        output_distribution (`str`, *optional*):
+            `"bernoulli"` (two levels only), `"categorical"` or `"logistic_mixture"`. Defaults to `"bernoulli"` for two
+            levels and to `"categorical"` for more.
+        num_logistic_mix (`int`, defaults to 10):
+            Components of `"logistic_mixture"`.
+        input_encoding (`str`, defaults to `"scaled"`):
+            `"scaled"` maps levels to [-1, 1]; `"embedding"` gives every level of every channel a learned vector, for
+            symbols without an order such as VQ-VAE codes.
+        format_version (`int`, defaults to 1):
+            Version of the meaning of the fields and weights; a saved model of a newer one is refused.
+        class_prior (list of `float` or `"learned"`, *optional*):
+            Read by `...ForImageClassification` alone, like the two fields below: probability of each class before its
+            image is seen. Defaults to equal ones; `"learned"` makes it a parameter, which starts there.
+        class_temperature (`float`, defaults to 1.0):
+            Divides the log-probabilities of classes; above 1 it makes them less certain.
+        generative_weight (`float`, defaults to 0.5):
+            Share of the generative term in the loss of a classifier, 0 to 1; the rest is cross-entropy.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: If a field has the wrong type or a value that no network can be
+            built from; the message names the field, the value and what would work.
+    """
+
+    image_size: int | list[int] | tuple[int, ...] = 28
+    num_channels: int = 1
+    num_levels: int = 2
+    hidden_size: int = 64
+    num_hidden_layers: int = 5
+    kernel_size: int = 3
+    first_kernel_size: int = 7
+    head_hidden_size: int = 64
+    num_head_layers: int = 2
+    dropout: float | int = 0.0
+    num_classes: int = 0
+    output_distribution: str | None = None
+    num_logistic_mix: int = 10
+    input_encoding: str = "scaled"
+    format_version: int = FORMAT_VERSION
+    class_prior: list[float | int] | tuple[float | int, ...] | str | None = None
+    class_temperature: float | int = 1.0
+    generative_weight: float | int = 0.5
+
+    def __post_init__(self, **kwargs):
+        self.image_size = as_height_and_width(self.image_size)
+        if isinstance(self.class_prior, tuple):
+            self.class_prior = list(self.class_prior)
+        if self.output_distribution is None:
+            self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
+        if self.num_classes > 0 and self.id2label is None:
+            kwargs.setdefault("num_labels", self.num_classes)
+        super().__post_init__(**kwargs)
+        if self.num_classes > 0:
+            self.label2id = {name: class_id for class_id, name in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        r"""
+        As in transformers, but fields given as keywords are checked together with the saved ones, and another
+        `num_classes` drops the saved names of classes.
+
+        Raises:
+            ValueError: If `config_dict` was written by a newer version of this code.
+        """
+        if config_dict.get("format_version", 1) > FORMAT_VERSION:
+            raise ValueError(
+                f"The saved config has `format_version` {config_dict['format_version']}; this version of hf_pixelcnn "
+                f"reads up to {FORMAT_VERSION}. Update the package."
+            )
+        overrides = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
+        num_classes = config_dict.get("num_classes", 0)
+        if overrides.get("num_classes", num_classes) != num_classes:
+            config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+    @property
+    def num_channel_groups(self) -> int:
+        """
+        Groups that features are split into, so that the network predicts a channel from the earlier ones of its pixel:
+        one a channel; a single one with a mixture, which joins the channels itself and whose network sees earlier
+        pixels only.
+        """
+        return 1 if self.output_distribution == "logistic_mixture" else self.num_channels
+
+    @property
+    def rows_seen_above(self) -> int:
+        """How many rows above its own a dimension can depend on."""
+        return self.first_kernel_size // 2 + self.num_hidden_layers * (self.kernel_size // 2)
+
+    def first_row_seen(self, row: int) -> int:
+        """The row to begin at so that a network run on part of the image is right from `row` on."""
+        return max(0, row - self.rows_seen_above)
+
+    def class_ids_of(self, classes: Iterable[int | str]) -> list[int]:
+        """Ids of classes given by number or by their name in `id2label`; a name that does not exist is a ValueError."""
+        classes, names = list(classes), self.label2id if self.num_classes else {}
+        unknown = [name for name in classes if isinstance(name, str) and name not in names]
+        if unknown:
+            raise ValueError(f"There is no class {unknown[0]!r}; the model has {list(names) or 'no classes'}.")
+        return [names[name] if isinstance(name, str) else name for name in classes]
+
+    def validate_sizes(self):
+        size = as_height_and_width(self.image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"`image_size` must be a positive int or [height, width], got {self.image_size}.")
+        for name, least in {
+            "hidden_size": 1,
+            "num_hidden_layers": 1,
+            "head_hidden_size": 1,
+            "num_head_layers": 0,
+            "num_logistic_mix": 1,
+            "num_classes": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        for name in ("kernel_size", "first_kernel_size"):
+            size = getattr(self, name)
+            if size < 1 or size % 2 == 0:
+                raise ValueError(f"`{name}` must be odd and positive, so that a kernel has a centre, got {size}.")
+        if self.first_kernel_size < 3:
+            raise ValueError("`first_kernel_size` must be at least 3: a masked 1×1 kernel sees nothing, got 1.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+
+    def validate_levels(self):
+        if self.input_encoding not in ("scaled", "embedding"):
+            raise ValueError(f"`input_encoding` must be 'scaled' or 'embedding', got {self.input_encoding!r}.")
+        most = MAX_EMBEDDED_LEVELS if self.input_encoding == "embedding" else MAX_SCALED_LEVELS
+        if not 2 <= self.num_levels <= most:
+            raise ValueError(
+                f"`num_levels` must be between 2 and {most} with input_encoding={self.input_encoding!r}, "
+                f"got {self.num_levels}."
+            )
+
+    def validate_output_distribution(self):
+        if self.output_distribution not in ("bernoulli", "categorical", "logistic_mixture"):
+            raise ValueError(
+                "`output_distribution` must be 'bernoulli', 'categorical' or 'logistic_mixture', "
+                f"got {self.output_distribution!r}."
+            )
+        if self.output_distribution == "bernoulli" and self.num_levels != 2:
+            raise ValueError(
+                f"`output_distribution='bernoulli'` has two levels, but `num_levels` is {self.num_levels}; "
+                "use 'categorical'."
+            )
+
+    def validate_channel_groups(self):
+        if self.num_channels < 1:
+            raise ValueError(f"`num_channels` must be at least 1, got {self.num_channels}.")
+        for name in ("hidden_size", "head_hidden_size"):
+            if getattr(self, name) % self.num_channel_groups:
+                raise ValueError(
+                    f"`{name}` must be divisible by `num_channels` ({self.num_channels}), because features are split "
+                    f"into one group a channel, got {getattr(self, name)}."
+                )
+
+    def validate_classes(self):
+        if self.num_classes > 0 and len(self.id2label) != self.num_classes:
+            raise ValueError(
+                f"`id2label` must name each of the {self.num_classes} classes (`num_classes`), "
+                f"got {len(self.id2label)} names."
+            )
+
+    def validate_classification(self):
+        prior = self.class_prior
+        if isinstance(prior, str) and prior != "learned":
+            raise ValueError(f"`class_prior` must be None, a list of probabilities or 'learned', got {prior!r}.")
+        if isinstance(prior, list | tuple):
+            if len(prior) != self.num_classes:
+                raise ValueError(
+                    f"`class_prior` must have one probability for each of the {self.num_classes} classes "
+                    f"(`num_classes`), got {len(prior)}."
+                )
+            if not min(prior) >= 0 or not abs(sum(prior) - 1) <= 1e-5:
+                raise ValueError(f"`class_prior` must be probabilities that sum to 1, got {prior}, sum {sum(prior)}.")
+        if not 0 < self.class_temperature < math.inf:
+            raise ValueError(f"`class_temperature` must be a finite number above 0, got {self.class_temperature}.")
+        if not 0 <= self.generative_weight <= 1:
+            raise ValueError(f"`generative_weight` must be in [0, 1], got {self.generative_weight}.")
+
+
+__all__ = ["CausalImageModelingConfig", "as_height_and_width"]

@@ -1,0 +1,678 @@
+"""
+The image processor of all PixelCNN models: images to integer levels and back.
+
+A level is what a token is to a language model. With `L = num_levels`, the 8-bit pixel `x` has level
+`floor(x * L / 256)`; with two levels a threshold or a coin toss may take the place of that formula (`binarization`).
+`post_process` makes images of levels such that the way back gives the same levels again, for every `L` from 2 to 256.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+CHANNELS_FIRST, CHANNELS_LAST = ChannelDimension.FIRST.value, ChannelDimension.LAST.value
+
+# What the base class and the Auto classes may hand to the constructor from a saved file besides the options.
+SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+
+# PIL converts these to "L" or "RGB" in two steps only.
+PIL_DETOUR = {"La": "LA", "LAB": "RGB"}
+
+
+def _check_num_levels(num_levels: int) -> None:
+    if not isinstance(num_levels, int) or isinstance(num_levels, bool) or not 2 <= num_levels <= 256:
+        raise ValueError(f"`num_levels` must be an integer from 2 to 256, got {num_levels!r}.")
+
+
+def _as_int64(values: np.ndarray | torch.Tensor, name: str, upper: int) -> np.ndarray | torch.Tensor:
+    """`values` as int64 of the same library, after checking that they are integers from 0 to `upper - 1`."""
+    if isinstance(values, torch.Tensor):
+        is_integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+        converted = values.long() if is_integer else values
+        empty = values.numel() == 0
+    elif isinstance(values, np.ndarray):
+        is_integer = values.dtype.kind in "iu"
+        converted = values.astype(np.int64) if is_integer else values
+        empty = values.size == 0
+    else:
+        raise TypeError(f"`{name}` must be a torch tensor or a numpy array, got {type(values).__name__}.")
+    if not is_integer:
+        raise TypeError(f"`{name}` must have an integer dtype, got {values.dtype}.")
+    if not empty and (converted.min() < 0 or converted.max() >= upper):
+        raise ValueError(
+            f"`{name}` must lie in 0 … {upper - 1}, got values from {int(converted.min())} to {int(converted.max())}."
+        )
+    return converted
+
+
+def quantize(pixels: np.ndarray | torch.Tensor, num_levels: int) -> np.ndarray | torch.Tensor:
+    r"""
+    Levels of 8-bit pixels: `floor(pixel * num_levels / 256)`, in integer arithmetic.
+
+    Args:
+        pixels (`np.ndarray` or `torch.Tensor` of any shape and integer dtype):
+            Values from 0 to 255.
+        num_levels (`int`):
+            Number of levels, 2 to 256. With 256 the levels are the pixels.
+
+    Returns:
+        `np.ndarray` or `torch.Tensor`, as `pixels`, int64 of the same shape: levels from 0 to `num_levels - 1`.
+
+    Raises:
+        ValueError: If `num_levels` or a pixel is out of range.
+        TypeError: If `pixels` is no array or tensor of integers.
+    """
+    _check_num_levels(num_levels)
+    return (_as_int64(pixels, "pixels", 256) * num_levels) >> 8
+
+
+def dequantize(levels: np.ndarray | torch.Tensor, num_levels: int) -> np.ndarray | torch.Tensor:
+    r"""
+    An 8-bit pixel for each level, such that `quantize(dequantize(levels, L), L)` is `levels` for every `L`.
+
+    Level `l` becomes `255 * l / (L - 1)`, rounded half up (so the lowest level is black and the highest white), moved
+    where necessary to the nearest pixel that `quantize` maps to `l`: those from `ceil(256 * l / L)` to
+    `ceil(256 * (l + 1) / L) - 1`. Without the second step the way back fails for most `L` (17, 21, 200, ...).
+
+    Args:
+        levels (`np.ndarray` or `torch.Tensor` of any shape and integer dtype):
+            Values from 0 to `num_levels - 1`.
+        num_levels (`int`):
+            Number of levels, 2 to 256.
+
+    Returns:
+        `np.ndarray` or `torch.Tensor`, as `levels`, uint8 of the same shape.
+
+    Raises:
+        ValueError: If `num_levels` or a level is out of range.
+        TypeError: If `levels` is no array or tensor of integers.
+    """
+    _check_num_levels(num_levels)
+    indices = _as_int64(levels, "levels", num_levels)
+    level = np.arange(num_levels)
+    nearest = (510 * level + num_levels - 1) // (2 * (num_levels - 1))
+    lowest = -(-256 * level // num_levels)
+    highest = -(-256 * (level + 1) // num_levels) - 1
+    table = np.clip(nearest, lowest, highest).astype(np.uint8)
+    return torch.from_numpy(table).to(indices.device)[indices] if isinstance(indices, torch.Tensor) else table[indices]
+
+
+def _flatten(images: Sequence) -> Iterator[Any]:
+    for image in images:
+        if isinstance(image, Sequence) and not isinstance(image, (str, bytes)):
+            yield from _flatten(image)
+        else:
+            yield image
+
+
+def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
+    """8-bit pixels of an array of any dtype that has an unambiguous meaning; the class docstring has the table."""
+    kind = array.dtype.kind
+    if array.dtype == np.uint8:
+        return array
+    if kind == "b":
+        return np.where(array, np.uint8(255), np.uint8(0))
+    if kind == "u" and array.dtype.itemsize == 2:
+        return (array >> 8).astype(np.uint8)
+    if kind in "iu":
+        low, high = array.min(), array.max()
+        if low < 0 or high > 255:
+            raise ValueError(
+                f"{where} has dtype {array.dtype} and values from {low} to {high}; integer pixels must lie in 0 … 255"
+                " (16-bit images are recognised by dtype uint16)."
+            )
+        return array.astype(np.uint8)
+    if kind == "f":
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # so written, NaN fails too
+            raise ValueError(
+                f"{where} has dtype {array.dtype} and values from {low} to {high}; float pixels must lie in [0, 1]."
+                " Convert pixels on a scale of 0 to 255 to uint8 first."
+            )
+        return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    raise TypeError(f"{where} has dtype {array.dtype}; pixels must be bool, integers or floats.")
+
+
+def _pixels_of_pil(image: Image.Image, num_channels: int, where: str) -> np.ndarray:
+    """uint8 `(num_channels, height, width)` of a PIL image of any mode."""
+    try:
+        image.load()
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{where} cannot be decoded ({error}): the file is truncated or damaged, or was closed before it was read."
+        ) from error
+    if 0 in image.size:
+        raise ValueError(f"{where} has no pixels: its size is {image.width}×{image.height}.")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        pixels = _to_uint8(np.asarray(image), f"{where} (PIL mode {image.mode})")
+        return np.repeat(pixels[None], num_channels, axis=0)
+    target = "L" if num_channels == 1 else "RGB"
+    if image.mode != target:
+        detour = PIL_DETOUR.get(image.mode)
+        if image.mode == "P" and "transparency" in image.info:
+            detour = "RGBA"
+        if detour is not None:
+            image = image.convert(detour)
+        image = image.convert(target)
+    pixels = np.asarray(image)
+    return pixels[None] if num_channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _channels_are_last(shape: tuple, num_channels: int, input_data_format: str | None, where: str) -> bool:
+    """Whether an image of this 3-D shape is `(height, width, num_channels)`, not `(num_channels, height, width)`."""
+    first = shape[0] == num_channels and input_data_format != CHANNELS_LAST
+    last = shape[2] == num_channels and input_data_format != CHANNELS_FIRST
+    if first and last and shape != (1, 1, 1):
+        raise ValueError(
+            f"{where}: an image of shape {shape} with {num_channels} channel(s) can be read as channels first and as"
+            " channels last; pass `input_data_format='channels_first'` or 'channels_last'."
+        )
+    if not (first or last):
+        axis = {None: "first or last", CHANNELS_FIRST: "first", CHANNELS_LAST: "last"}[input_data_format]
+        raise ValueError(
+            f"{where}: an image of shape {shape} does not fit `num_channels={num_channels}`: its {axis} axis must be"
+            f" {num_channels} long. Arrays are not converted between grey and colour: pass PIL images for that, or set"
+            " `num_channels`."
+        )
+    return not first
+
+
+def _images_of_array(
+    image: np.ndarray | torch.Tensor, num_channels: int, input_data_format: str | None, where: str, in_list: bool
+) -> np.ndarray:
+    """uint8 `(batch, num_channels, height, width)` of an array or tensor; `in_list`: it is an element of a list."""
+    shape = tuple(image.shape)
+    if len(shape) not in (2, 3, 4):
+        raise ValueError(
+            f"{where} must have 2 to 4 dimensions, (height, width) to (batch, channels, height, width); its shape is"
+            f" {shape}."
+        )
+    if 0 in shape:
+        raise ValueError(f"{where} is empty: its shape is {shape}. Pass at least one image of at least one pixel.")
+
+    if len(shape) == 2:
+        if num_channels != 1:
+            raise ValueError(
+                f"{where} has shape {shape}, a grey image, but `num_channels={num_channels}`. Arrays are not converted"
+                " between grey and colour: pass a PIL image for that, or set `num_channels=1`."
+            )
+        layout = "grey image"
+    elif len(shape) == 3 and num_channels == 1 and not in_list and input_data_format is None and shape[2] != 1:
+        if shape[0] != 1 and shape[2] <= 4:
+            raise ValueError(
+                f"{where} has shape {shape}: with `num_channels=1` this can be a batch of {shape[0]} grey images, each"
+                f" {shape[2]} pixels wide, or one image of {shape[2]} channels. Pass the batch as"
+                f" {(shape[0], 1, *shape[1:])}; convert the image to grey first, or pass it as a PIL image."
+            )
+        layout = "grey batch"
+    else:
+        layout = "last" if _channels_are_last(shape[-3:], num_channels, input_data_format, where) else "first"
+
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+    pixels = _to_uint8(image, where)
+    if layout == "grey image":
+        return pixels[None, None]
+    if layout == "grey batch":
+        return pixels[:, None]
+    if layout == "last":
+        pixels = np.moveaxis(pixels, -1, -3)
+    return pixels if pixels.ndim == 4 else pixels[None]
+
+
+def _size_dict(name: str, size: Any, default_to_square: bool, keys: tuple[set, ...]) -> SizeDict | None:
+    """`size` in any of its spellings as a checked `SizeDict` that has one of the sets `keys`."""
+    if size is None:
+        return None
+    sides = size
+    if isinstance(size, int):
+        sides = {"height": size, "width": size} if default_to_square else {"shortest_edge": size}
+    elif isinstance(size, (list, tuple)) and len(size) == 2:
+        sides = {"height": size[0], "width": size[1]}
+    elif isinstance(size, SizeDict):
+        sides = {key: value for key, value in vars(size).items() if value is not None}
+    if (
+        not isinstance(sides, dict)
+        or set(sides) not in keys
+        or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides.values())
+    ):
+        spellings = " or ".join("{" + ", ".join(f"'{key}': …" for key in sorted(names)) + "}" for names in keys)
+        raise ValueError(
+            f"`{name}` must be {spellings} with positive integers, or one or two such integers; got {size!r}."
+        )
+    return SizeDict(**sides)
+
+
+def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """Height and width that an image of `height` × `width` gets from `size`."""
+    if size.shortest_edge is None:
+        return size.height, size.width
+    shortest = min(height, width)
+    return height * size.shortest_edge // shortest, width * size.shortest_edge // shortest
+
+
+class PixelCNNImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    num_levels (`int`):
+        Number of levels, 2 to 256.
+    num_channels (`int`):
+        1 for grey, 3 for red, green, blue.
+    binarization (`str`, *optional*):
+        `None`, `"threshold"` or `"stochastic"`.
+    threshold (`int`):
+        The highest pixel that `"threshold"` maps to level 0.
+    generator (`torch.Generator`, *optional*):
+        Source of randomness of `"stochastic"`. A call-time argument: it cannot be saved.
+    """
+
+    num_levels: int
+    num_channels: int
+    binarization: str | None
+    threshold: int
+    generator: torch.Generator | None
+
+
+class PixelCNNImageProcessor(PilBackend):
+    r"""
+    Turns images into the integer levels that PixelCNN models read and write, and back: their pixel "tokenizer".
+
+    Every option can be given to the constructor, to `from_pretrained` and to a single call; `save_pretrained` saves it.
+
+    Args:
+        num_levels (`int`, defaults to 256):
+            Number of levels, 2 to 256. Pixel `x` has level `floor(x * num_levels / 256)`.
+        num_channels (`int`, defaults to 1):
+            1 for grey, 3 for red, green, blue.
+        size (`int`, `tuple` or `dict`, *optional*):
+            Resize to `{"height": h, "width": w}`, or to `{"shortest_edge": n}` keeping the aspect ratio. `None`
+            leaves images as they are.
+        do_resize (`bool`, *optional*):
+            `None` resizes when `size` is set; `False` switches resizing off.
+        resample (`int` or `PIL.Image.Resampling`, defaults to `BILINEAR`):
+            Filter for resizing, applied by PIL to the 8-bit pixels (after the conversion between grey and colour).
+        crop_size (`int`, `tuple` or `dict`, *optional*):
+            Cut `{"height": h, "width": w}` out of the middle, after resizing. `None` does not crop. Nothing is padded:
+            images must be at least that large.
+        do_center_crop (`bool`, *optional*):
+            `None` crops when `crop_size` is set; `False` switches cropping off.
+        binarization (`str`, *optional*):
+            How two levels are made (`num_levels` must be 2). `None`: the formula above, which is pixel > 127.
+            `"threshold"`: level 1 where pixel > `threshold`. `"stochastic"`: level 1 with probability pixel / 255,
+            drawn anew in every call; each image takes one call
+            `torch.rand(height * width * channels, dtype=torch.float64, generator=generator)` in raster order (row by
+            row, inside a pixel channel by channel) and is 1 where that number * 255 < pixel. So one batch of four
+            images gives the same levels as four batches of one on the same generator.
+        threshold (`int`, defaults to 127):
+            0 to 255, used by `binarization="threshold"`; 0 means "pixel > 0".
+        input_data_format (`str`, *optional*):
+            `"channels_first"` or `"channels_last"`: where the channel axis of 3-D and 4-D arrays is. `None` infers it.
+        generator (`torch.Generator`, *optional*):
+            Call-time only, used by `binarization="stochastic"`; `None` takes torch's global generator.
+        return_tensors (`str`, *optional*):
+            `"pt"`, `"np"`, or `None` for a list with one numpy array per image.
+
+    **What an image may be.** PIL images of any mode, numpy arrays, torch tensors, and lists (or any sequence, nested
+    or not) of them. PIL images are converted to grey or RGB by PIL; palettes are looked up; transparency is dropped,
+    that is, colours are taken as stored, not blended with a background. Arrays are never converted between grey and
+    colour. All of them hold pixels, not levels: an array of 0 and 1 must have dtype bool or float, not uint8.
+
+    | pixel values | meaning |
+    |---|---|
+    | uint8 | 0 … 255 |
+    | bool, PIL mode 1 | 0 or 255 |
+    | uint16, PIL modes I;16 | 16 bits, of which the upper 8 are kept |
+    | other integers, PIL mode I | must lie in 0 … 255 |
+    | floats, PIL mode F | must lie in [0, 1]; multiplied by 255 and rounded |
+
+    **How the shape of an array is read**, with `C = num_channels`:
+
+    | shape | meaning |
+    |---|---|
+    | `(H, W)` | a grey image (`C = 1`) |
+    | `(N, C, H, W)`, `(N, H, W, C)` | a batch |
+    | `(C, H, W)`, `(H, W, C)` | an image, if `C = 3`, if it stands in a list, or if `input_data_format` is given |
+    | `(H, W, 1)`, `C = 1`, by itself | an image |
+    | any other 3-D, `C = 1`, by itself | `(N, H, W)`: a batch of `N` grey images, also if `N` is 1, 3 or 4 |
+
+    A `ValueError` asks for more where two readings are left: both ends of an image have `C` entries, such as
+    `(3, 32, 3)` or `(1, 28, 1)` (pass `input_data_format`), or a grey batch is 2 to 4 pixels wide, as `(28, 28, 3)`
+    would be (pass `(N, 1, H, W)`). A grey batch in a list is 4-D as well.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> processor = PixelCNNImageProcessor(num_levels=4, size=28)
+    >>> processor(Image.new("L", (56, 56), 200), return_tensors="pt")["pixel_values"].unique()
+    tensor([3])
+    ```
+    """
+
+    model_input_names = ["pixel_values"]
+    valid_kwargs = PixelCNNImageProcessorKwargs
+
+    num_levels = 256
+    num_channels = 1
+    binarization = None
+    threshold = 127
+    do_resize = None
+    size = None
+    resample = PILImageResampling.BILINEAR
+    do_center_crop = None
+    crop_size = None
+    do_rescale = False
+    rescale_factor = None
+    do_normalize = False
+
+    def __init__(self, **kwargs: Unpack[PixelCNNImageProcessorKwargs]):
+        options = {key for key in kwargs if key not in SERVICE_KEYS and not key.startswith("_")}
+        self._check_names(options)
+        if kwargs.get("generator") is not None:
+            raise ValueError("`generator` cannot be saved with the processor; pass it to each call instead.")
+        super().__init__(**kwargs)
+        self._validate_preprocess_kwargs(**{name: getattr(self, name, None) for name in self._valid_kwargs_names})
+
+    def preprocess(self, images: ImageInput, **kwargs: Unpack[PixelCNNImageProcessorKwargs]) -> BatchFeature:
+        r"""
+        Levels of one image or of a batch; `processor(images, ...)` is the same.
+
+        Args:
+            images (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a sequence of them):
+                The images; the class docstring says which shapes and values are read in which way.
+            kwargs:
+                Options of the class, for this call only.
+
+        Returns:
+            `BatchFeature` with `pixel_values`, int64 of shape `(batch, num_channels, height, width)`: a torch tensor on
+            the CPU or a numpy array, as `return_tensors` says, or else a list of numpy arrays
+            `(num_channels, height, width)`.
+
+        Raises:
+            ValueError: If an option or an image is not as described, an image cannot be decoded, the batch is empty,
+                or its images are of different sizes and not brought to one size.
+            TypeError: If an argument has an unusable type or an unknown name.
+        """
+        self._check_names(kwargs)
+        options = {name: kwargs.get(name, getattr(self, name, None)) for name in self._valid_kwargs_names}
+        options = self._standardize_kwargs(**options)
+        self._validate_preprocess_kwargs(**options)
+        return self._preprocess_image_like_inputs(images, **options)
+
+    def post_process(
+        self, levels: np.ndarray | torch.Tensor, output_type: str = "pil"
+    ) -> list[Image.Image] | np.ndarray | torch.Tensor:
+        r"""
+        Images of levels, such as `generate` returns. The processor maps them back to the same levels (with
+        `binarization="threshold"` for every `threshold` below 255).
+
+        Args:
+            levels (`np.ndarray` or `torch.Tensor` of shape `(batch, num_channels, height, width)`):
+                Levels from 0 to `num_levels - 1`, of any integer dtype.
+            output_type (`str`, defaults to `"pil"`):
+                `"pil"`, `"np"` or `"pt"`.
+
+        Returns:
+            `"pil"`: a list of PIL images of mode L or RGB. `"np"`: uint8 numpy array
+            `(batch, height, width, num_channels)`. `"pt"`: uint8 torch tensor `(batch, num_channels, height, width)`,
+            on the device of `levels`.
+
+        Raises:
+            ValueError: If `output_type`, the shape or a level is not as described.
+            TypeError: If `levels` is no array or tensor of integers.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+        shape = tuple(getattr(levels, "shape", ()))
+        if isinstance(levels, (np.ndarray, torch.Tensor)) and (len(shape) != 4 or shape[1] != self.num_channels):
+            raise ValueError(
+                f"`levels` must have shape (batch, {self.num_channels}, height, width), as `num_channels` says, got"
+                f" {shape}."
+            )
+        pixels = dequantize(levels, self.num_levels)
+        if output_type == "pt":
+            return pixels if isinstance(pixels, torch.Tensor) else torch.from_numpy(pixels)
+        if isinstance(pixels, torch.Tensor):
+            pixels = pixels.cpu().numpy()
+        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        if output_type == "np":
+            return pixels
+        return [Image.fromarray(image[..., 0] if self.num_channels == 1 else image) for image in pixels]
+
+    def process_image(
+        self,
+        image: ImageInput,
+        num_channels: int | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        where: str = "`image`",
+        **kwargs,
+    ) -> np.ndarray:
+        r"""
+        8-bit pixels of one image, before resizing: uint8 `(num_channels, height, width)`.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+                One image; arrays have 2 or 3 dimensions.
+            num_channels (`int`, *optional*):
+                1 or 3; `None` takes the processor's.
+            input_data_format (`str`, *optional*):
+                `"channels_first"` or `"channels_last"`; `None` infers it.
+            where (`str`):
+                What error messages call the image.
+        """
+        num_channels = self.num_channels if num_channels is None else num_channels
+        if isinstance(image, Image.Image):
+            return _pixels_of_pil(image, num_channels, where)
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            if image.ndim == 4:
+                raise ValueError(f"{where} must be one image, got a batch of shape {tuple(image.shape)}.")
+            return _images_of_array(image, num_channels, input_data_format, where, in_list=True)[0]
+        advice = "convert nested lists of numbers with np.asarray(…, dtype=np.uint8)"
+        if isinstance(image, (str, bytes)):
+            advice = "open files with PIL.Image.open(…)"
+        raise TypeError(
+            f"{where} must be a PIL image, numpy array or torch tensor, got {type(image).__name__}; {advice}."
+        )
+
+    def resize(
+        self, image: np.ndarray, size: SizeDict, resample: PILImageResampling | int | None = None, **kwargs
+    ) -> np.ndarray:
+        """Resize uint8 pixels `(channels, height, width)` with PIL."""
+        height, width = _resized_size(*image.shape[1:], size)
+        if (height, width) == image.shape[1:]:
+            return image
+        pixels = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+        pixels = np.asarray(pixels.resize((width, height), self.resample if resample is None else resample))
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def center_crop(self, image: np.ndarray, size: SizeDict, **kwargs) -> np.ndarray:
+        """Cut the middle out of `(channels, height, width)`; unlike the base class, never pads."""
+        height, width = image.shape[1:]
+        if height < size.height or width < size.width:
+            raise ValueError(
+                f"`crop_size` {size.height}×{size.width} is larger than an image of {height}×{width}; pass a smaller"
+                " `crop_size`, or a `size` to enlarge the image first."
+            )
+        top, left = (height - size.height) // 2, (width - size.width) // 2
+        return image[:, top : top + size.height, left : left + size.width]
+
+    def _prepare_image_like_inputs(
+        self,
+        images: ImageInput,
+        *args,
+        num_channels: int,
+        input_data_format: str | None = None,
+        **kwargs,
+    ) -> list[np.ndarray]:
+        """The images of any accepted input as a list of uint8 `(num_channels, height, width)`."""
+        if isinstance(images, (np.ndarray, torch.Tensor)):
+            return list(_images_of_array(images, num_channels, input_data_format, "`images`", in_list=False))
+        if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
+            return [self.process_image(images, num_channels, input_data_format, "`images`")]
+        prepared = []
+        for index, image in enumerate(_flatten(images)):
+            where = f"`images[{index}]`"
+            if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+                prepared.extend(_images_of_array(image, num_channels, input_data_format, where, in_list=True))
+            else:
+                prepared.append(self.process_image(image, num_channels, input_data_format, where))
+        if not prepared:
+            raise ValueError("`images` is empty. Pass at least one image.")
+        return prepared
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        num_levels: int,
+        binarization: str | None,
+        threshold: int,
+        generator: torch.Generator | None,
+        do_resize: bool | None,
+        size: SizeDict | None,
+        resample: PILImageResampling | int | None,
+        do_center_crop: bool | None,
+        crop_size: SizeDict | None,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Levels of uint8 images `(num_channels, height, width)`."""
+        do_resize = size is not None if do_resize is None else do_resize
+        do_center_crop = crop_size is not None if do_center_crop is None else do_center_crop
+
+        sizes = sorted({image.shape[1:] for image in images})
+        if do_resize:
+            sizes = sorted({_resized_size(height, width, size) for height, width in sizes})
+        if len(sizes) > 1 and not do_center_crop:
+            listed = ", ".join(f"{height}×{width}" for height, width in sizes[:4]) + ", …" * (len(sizes) > 4)
+            raise ValueError(
+                f"The images of a batch must have one size, got {listed} (height × width); pass"
+                " `size={'height': …, 'width': …}` or `crop_size`, or process them one by one."
+            )
+        if do_resize:
+            images = [self.resize(image, size, resample) for image in images]
+        if do_center_crop:
+            images = [self.center_crop(image, crop_size) for image in images]
+        pixels = np.stack(images)  # (batch, channels, height, width), uint8
+
+        if binarization == "threshold":
+            levels = (pixels > threshold).astype(np.int64)
+        elif binarization == "stochastic":
+            levels = np.stack([_draw_levels(image, generator) for image in pixels])
+        else:
+            levels = quantize(pixels, num_levels)
+        data = {"pixel_values": list(levels) if return_tensors is None else levels}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _check_names(self, names: Any) -> None:
+        unknown = sorted(set(names) - set(self.valid_kwargs.__annotations__))
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} got unknown argument(s) {', '.join(map(repr, unknown))}; it knows"
+                f" {', '.join(sorted(self.valid_kwargs.__annotations__))}."
+            )
+
+    def _standardize_kwargs(self, size=None, crop_size=None, default_to_square=None, **kwargs) -> dict:
+        """Sizes in one form, `SizeDict`; called by the base class too."""
+        square = default_to_square is not False
+        kwargs["size"] = _size_dict("size", size, square, ({"height", "width"}, {"shortest_edge"}))
+        kwargs["crop_size"] = _size_dict("crop_size", crop_size, True, ({"height", "width"},))
+        return kwargs
+
+    def _validate_preprocess_kwargs(
+        self,
+        num_levels=None,
+        num_channels=None,
+        binarization=None,
+        threshold=None,
+        generator=None,
+        do_resize=None,
+        size=None,
+        resample=None,
+        do_center_crop=None,
+        crop_size=None,
+        data_format=None,
+        input_data_format=None,
+        return_tensors=None,
+        **kwargs,
+    ) -> None:
+        """Check all options, alone and together; sizes have been checked by `_standardize_kwargs`."""
+        _check_num_levels(num_levels)
+        if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels not in (1, 3):
+            raise ValueError(f"`num_channels` must be 1 (grey) or 3 (red, green, blue), got {num_channels!r}.")
+        if binarization not in (None, "threshold", "stochastic"):
+            raise ValueError(f"`binarization` must be None, 'threshold' or 'stochastic', got {binarization!r}.")
+        if binarization is not None and num_levels != 2:
+            raise ValueError(
+                f"`binarization={binarization!r}` makes two levels, but `num_levels` is {num_levels}; pass"
+                " `num_levels=2`."
+            )
+        if not isinstance(threshold, int) or isinstance(threshold, bool) or not 0 <= threshold <= 255:
+            raise ValueError(f"`threshold` must be an integer from 0 to 255, got {threshold!r}.")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"`generator` must be a torch.Generator or None, got {type(generator).__name__}.")
+        for name, switch, value_name, value in (
+            ("do_resize", do_resize, "size", size),
+            ("do_center_crop", do_center_crop, "crop_size", crop_size),
+        ):
+            if switch not in (None, True, False):
+                raise ValueError(f"`{name}` must be True, False or None, got {switch!r}.")
+            if switch and value is None:
+                raise ValueError(f"`{name}=True` needs `{value_name}`, which is None.")
+        if isinstance(resample, bool) or resample not in list(PILImageResampling):
+            known = ", ".join(f"{int(filter)} ({filter.name})" for filter in sorted(PILImageResampling))
+            raise ValueError(f"`resample` must be a PIL.Image.Resampling or its number, {known}; got {resample!r}.")
+        if input_data_format not in (None, CHANNELS_FIRST, CHANNELS_LAST):
+            raise ValueError(
+                f"`input_data_format` must be None, 'channels_first' or 'channels_last', got {input_data_format!r}."
+            )
+        if data_format not in (None, CHANNELS_FIRST):
+            raise ValueError(
+                f"`data_format` must be None or 'channels_first', got {data_format!r}: models read no other."
+            )
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"`return_tensors` must be None, 'pt' or 'np', got {return_tensors!r}.")
+        for name in ("do_convert_rgb", "do_normalize", "do_pad", "do_rescale"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"`{name}={kwargs[name]!r}` has no meaning here: levels are integers that the model scales itself,"
+                    " colour is `num_channels=3`, and nothing is padded."
+                )
+
+
+def binarize_stochastically(pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    r"""
+    Levels 0 and 1 of one image: 1 with probability pixel / 255.
+
+    Args:
+        pixels (`np.ndarray` of shape `(channels, height, width)`): 8-bit pixels.
+        noise (`np.ndarray` of shape `(height * width * channels,)`): Numbers in [0, 1) in raster order.
+
+    Returns:
+        `np.ndarray` of the shape of `pixels`, bool.
+    """
+    channels, height, width = pixels.shape
+    return noise.reshape(height, width, channels).transpose(2, 0, 1) * 255 < pixels
+
+
+def _draw_levels(pixels: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+    """int64 levels of one image `(channels, height, width)`, with one call of `torch.rand`."""
+    device = "cpu" if generator is None else generator.device
+    noise = torch.rand(pixels.size, dtype=torch.float64, device=device, generator=generator).cpu().numpy()
+    return binarize_stochastically(pixels, noise).astype(np.int64)
+
+
+__all__ = [
+    "PixelCNNImageProcessor",
+    "PixelCNNImageProcessorKwargs",
+    "binarize_stochastically",
+    "dequantize",
+    "quantize",
+]

@@ -1,0 +1,405 @@
+"""What the models of all families share: pixel encoding, class conditioning, head, initialisation, likelihood."""
+
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .checks_pixelcnn import check_class_ids, check_levels
+from .configuration_causal_image import CausalImageModelingConfig
+from .likelihood_pixelcnn import OUTPUT_DISTRIBUTIONS, at_least_float32
+from .masking_pixelcnn import CausalConv2d, MaskedConv2d
+
+
+@dataclass
+class CausalImageModelingOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` are given):
+            Mean negative log-likelihood in nats per dimension; divide by ln 2 for bits per dimension.
+        logits (`torch.FloatTensor`):
+            Parameters of the output distribution: `(batch, channels, height, width)` for `"bernoulli"`,
+            `(batch, channels, height, width, num_levels)` for `"categorical"`, `(batch, height, width, parameters)` for
+            `"logistic_mixture"`.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
+            The features after each layer, see the family's model.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class CausalImageModelOutput(ModelOutput):
+    r"""
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, hidden_size, height, width)`):
+            The residual stream after the last layer; the head reads it.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
+            `(batch, hidden_size, height, width)` after each layer, see the family's model.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class PixelEncoding(nn.Module):
+    r"""
+    Levels `(batch, channels, height, width)` to features `(batch, channels * features, height, width)`.
+
+    `"scaled"`: one feature a channel, `2 * level / (num_levels - 1) - 1`. `"embedding"`: a learned vector of
+    `hidden_size // num_channels` features for every level of every channel. Features of a channel are neighbours.
+    """
+
+    def __init__(self, config: CausalImageModelingConfig):
+        super().__init__()
+        self.num_levels, self.num_channels = config.num_levels, config.num_channels
+        self.embedding = None
+        self.features = 1
+        if config.input_encoding == "embedding":
+            self.features = config.hidden_size // config.num_channels
+            self.embedding = nn.Embedding(config.num_channels * config.num_levels, self.features)
+
+    def table(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """What each level of each channel becomes: `(num_channels, num_levels, features)`."""
+        if self.embedding is None:
+            levels = torch.arange(self.num_levels, device=device)
+            return self.scale(levels, dtype)[:, None].expand(self.num_channels, -1, -1)
+        return self.embedding.weight.unflatten(0, (self.num_channels, self.num_levels))
+
+    def scale(self, levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        exact = torch.promote_types(dtype, torch.float32)
+        return (levels.to(exact) * 2 / (self.num_levels - 1) - 1).to(dtype)
+
+    def forward(self, pixel_values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self.embedding is None:
+            return self.scale(pixel_values, dtype)
+        first = torch.arange(self.num_channels, device=pixel_values.device) * self.num_levels
+        features = self.embedding(pixel_values.long() + first[:, None, None])  # (batch, channels, h, w, features)
+        return features.movedim(-1, 2).flatten(1, 2)
+
+
+class ClassEmbedding(nn.Embedding):
+    """A bias for every class: `(batch,)` class ids to `(batch, features, 1, 1)`; id -1, no class, is a zero vector."""
+
+    def forward(self, class_ids: torch.Tensor) -> torch.Tensor:
+        bias = super().forward(class_ids.clamp(min=0)) * (class_ids >= 0).to(self.weight.dtype)[:, None]
+        return bias[:, :, None, None]
+
+
+class ClassPrior(nn.Module):
+    """Learned log-probabilities of classes, `(num_classes,)`; equal at the start."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self) -> torch.Tensor:
+        return at_least_float32(self.logits).log_softmax(-1)
+
+
+class PixelHead(nn.Module):
+    r"""
+    `num_head_layers` times activation and 1×1, then activation and the 1×1 that puts out the distribution's parameters.
+
+    Args:
+        config ([`CausalImageModelingConfig`]): Sizes.
+        num_parameters (`int`): Parameters of a pixel.
+        activation (callable): Applied before each layer.
+        options: Of the layers, see [`CausalConv2d`].
+    """
+
+    def __init__(
+        self,
+        config: CausalImageModelingConfig,
+        num_parameters: int,
+        activation: Callable[[torch.Tensor], torch.Tensor] = F.relu,
+        **options,
+    ):
+        super().__init__()
+        self.activation = activation
+        sizes = [config.hidden_size] + [config.head_hidden_size] * config.num_head_layers + [num_parameters]
+        self.layers = nn.ModuleList(
+            MaskedConv2d(size, next_size, 1, mask_type="B", num_groups=config.num_channel_groups, **options)
+            for size, next_size in pairwise(sizes)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(self.activation(x))
+        return x
+
+
+class CausalImagePreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation for all families."""
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _keys_to_ignore_on_load_unexpected = [r"^class_prior\."]  # which only a classifier has
+    accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so accumulation and processes add up
+
+    def head_options(self) -> dict:
+        """What the family's head has besides its sizes; see [`PixelHead`]."""
+        return {}
+
+    def __init__(self, config, *args, **kwargs):
+        config.validate()  # fields may have been assigned since it was made
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        r"""
+        Convolutions: N(0, 1 / fan_in), where fan_in counts the inputs that an output really sees behind its mask (LeCun
+        et al. 1998, Efficient BackProp, section 4.6), so that activations start with the variance of the image
+        whatever the kernel. Biases 0. Embeddings of levels N(0, 1), the scale of a normalised pixel; embeddings of
+        classes N(0, 0.02²), so that all classes start almost alike; a learned prior starts uniform. Describes masks
+        too, because loading asks for that.
+
+        With weight normalisation directions are N(0, 0.05²), as in the code of PixelCNN++, and gains give the same
+        variance; [`~CausalImagePreTrainedModel.initialize_from_data`] then fits gains and biases to images.
+        """
+        if isinstance(module, CausalConv2d):
+            visible = torch.ones_like(module.kernel(module.weight), dtype=torch.bool)
+            if module.mask is not None:
+                visible = module.build_mask().to(module.mask.device)
+                init.copy_(module.mask, visible)
+            if not getattr(module.weight, "_is_hf_initialized", False):  # loaded already: draw nothing
+                fan_in = module.share_of_taps * visible.sum(dim=(1, 2, 3), keepdim=True)
+                std = module.init_scale * fan_in.rsqrt() if module.gain is None else 0.05
+                module.weight.zero_()
+                module.kernel(module.weight).normal_().mul_(visible * std)
+            if module.gain is not None:
+                init.constant_(module.gain, module.init_scale * module.share_of_taps**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=0.02 if isinstance(module, ClassEmbedding) else 1.0)
+        elif isinstance(module, ClassPrior):
+            init.zeros_(module.logits)
+
+    @torch.no_grad()
+    def initialize_from_data(self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None):
+        r"""
+        Data-dependent initialisation of weight-normalised layers: gains and biases such that, layer after layer, every
+        output has mean 0 and the standard deviation that the layer starts with over these images. Other layers stay as
+        they are, so a model without weight normalisation does not change.
+
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Some training images.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Their classes.
+
+        Reference: Salimans & Kingma 2016, Weight Normalization, section 3, https://huggingface.co/papers/1602.07868
+        """
+
+        def normalise(layer, inputs, output):
+            std, mean = torch.std_mean(output.float(), dim=(0, 2, 3), correction=0)
+            scale = torch.where(std > 1e-6, layer.init_scale / std, 1.0)  # what never varies keeps its gain
+            layer.gain.mul_(scale)
+            layer.bias.sub_(mean).mul_(scale)
+            return layer.forward(*inputs)
+
+        layers = [m for m in self.modules() if isinstance(m, CausalConv2d) and m.gain is not None]
+        if not layers:
+            return
+        hooks = [layer.register_forward_hook(normalise) for layer in layers]
+        training_modules = [module for module in self.modules() if module.training]
+        self.eval()  # no dropout
+        try:
+            self(pixel_values, class_ids=class_ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module in training_modules:
+                module.training = True
+
+    @classmethod
+    def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
+        r"""
+        As in transformers, but only an explicit `use_safetensors=False` reads a `.bin` file, and pickled code in it is
+        never run.
+
+        Raises:
+            OSError: If there is no such model, or its weights are damaged, or not there as safetensors.
+        """
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        try:
+            return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {str(name)!r} are damaged or cut off ({error}): download or copy them again "
+                "(from the Hub with `force_download=True`)."
+            ) from error
+        except pickle.UnpicklingError as error:
+            raise OSError(
+                f"The weights of {str(name)!r} contain pickled code, which could do anything and is not run. Where you "
+                "trust their author, `model = AutoModel.from_config(config)`, `model.load_state_dict(torch.load(file, "
+                "weights_only=False))` and `model.save_pretrained(folder)` convert them to safetensors."
+            ) from error
+        except OSError as error:
+            if use_safetensors is not False and "model.safetensors" in str(error):
+                raise OSError(
+                    f"{error} Weights in a `.bin` file are read only when asked for, with `use_safetensors=False`; "
+                    "`save_pretrained` then converts them."
+                ) from error
+            raise
+
+    def masked_state_dict(self, state_dict: dict | None = None) -> dict:
+        """The weights, or others of this model, with zeros where a mask hides them: what a saved file contains."""
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        for name, module in self.named_modules():
+            weight = state_dict.get(f"{name}.weight")
+            if isinstance(module, CausalConv2d) and module.mask is not None and weight is not None:
+                state_dict[f"{name}.weight"] = module.masked(weight)
+        return state_dict
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
+        """As in transformers; in the file, weights that a mask hides are zero. `auto_map` names all Auto classes."""
+        if self._auto_class is not None:
+            auto_map = {  # also those that load the same weights as another class of this file
+                cls._auto_class: f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
+                for cls in vars(sys.modules[type(self).__module__]).values()
+                if isinstance(cls, type) and vars(cls).get("_auto_class")
+            }
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
+        return super().save_pretrained(save_directory, is_main_process, self.masked_state_dict(state_dict), **kwargs)
+
+
+class CausalImageModelMixin:
+    """The network without its head: what `...Model` of every family does around its own `features`."""
+
+    def features(
+        self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, collect: Callable[[torch.Tensor], None]
+    ) -> torch.Tensor:
+        """Levels to the features that the head reads; `collect` is called with the features after each layer."""
+        raise NotImplementedError
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.LongTensor,
+        *,
+        class_ids: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalImageModelOutput:
+        """Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`."""
+        check_levels("pixel_values", pixel_values, self.config)
+        check_class_ids(class_ids, pixel_values.shape[0], self.config)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = []
+        x = self.features(pixel_values, class_ids, states.append if keep else lambda state: None)
+        return CausalImageModelOutput(last_hidden_state=x, hidden_states=tuple(states) if keep else None)
+
+
+class ImageLikelihoodMixin:
+    """p(image) out of `self.model` and `self.head`: what the models with a likelihood of every family share."""
+
+    def build_head(self, config: CausalImageModelingConfig):
+        self.output_distribution = OUTPUT_DISTRIBUTIONS[config.output_distribution].from_config(config)
+        self.head = PixelHead(config, self.output_distribution.num_parameters, **self.head_options())
+
+    def distribution_parameters(
+        self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, output_hidden_states: bool | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Parameters of the output distribution of every dimension, and the hidden states if asked for."""
+        features = self.model(
+            pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        return self.output_distribution.parameters(self.head(features.last_hidden_state)), features.hidden_states
+
+
+class CausalImageModelingMixin(ImageLikelihoodMixin):
+    """The likelihood of every dimension: what `...ForCausalImageModeling` of every family does."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.LongTensor,
+        *,
+        class_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> CausalImageModelingOutput:
+        r"""
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`):
+                Integer levels `0 ... num_levels - 1`, any integer dtype.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Class of each image, -1 for none; needed by a conditional model, refused by others.
+            labels (`torch.LongTensor` of shape `(batch, channels, height, width)`, *optional*):
+                Levels to score, as a rule `pixel_values` itself; -100 is left out of the loss.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the features after each layer.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                What to divide the summed loss by instead of the number of labels; `Trainer` passes the labels of all
+                accumulated batches.
+
+        Returns:
+            [`CausalImageModelingOutput`], or a tuple with `return_dict=False`.
+
+        Raises:
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
+            not check the range.
+        """
+        parameters, hidden_states = self.distribution_parameters(pixel_values, class_ids, output_hidden_states)
+        loss = None
+        if labels is not None:
+            check_levels("labels", labels, self.config, ignored=-100)
+            if labels.shape != pixel_values.shape:
+                raise ValueError(
+                    f"`labels` must have the shape of `pixel_values`, {tuple(pixel_values.shape)}, "
+                    f"got {tuple(labels.shape)}."
+                )
+            if num_items_in_batch is not None and labels.dtype == torch.uint8 and self.config.num_levels > 156:
+                raise TypeError(
+                    "`labels` must be signed integers (int64) for Trainer: in uint8 the ignored label -100 is level "
+                    "156, which `num_items_in_batch` then leaves out."
+                )
+            labels = labels.long()  # in uint8 arithmetic -100 is level 156
+            counted = labels != -100
+            log_prob = self.output_distribution.log_prob(parameters, torch.where(counted, labels, 0))
+            nats = -torch.where(counted, log_prob, 0).sum()
+            loss = nats / (counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=hidden_states)
+
+    def log_prob(
+        self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None
+    ) -> torch.FloatTensor:
+        r"""
+        Exact log-likelihood of every dimension given its past, in nats.
+
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Integer levels.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): See `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, channels, height, width)`, at least float32. The log-likelihood of an
+            image is the sum over its dimensions. Gradients flow; wrap in `torch.no_grad()` for scoring alone.
+
+        Raises:
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range (unless `log_prob` is compiled).
+        """
+        parameters = self(pixel_values, class_ids=class_ids, return_dict=True).logits
+        return self.output_distribution.log_prob(parameters, pixel_values)
+
+
+__all__ = [
+    "CausalImageModelMixin",
+    "CausalImageModelOutput",
+    "CausalImageModelingMixin",
+    "CausalImageModelingOutput",
+    "CausalImagePreTrainedModel",
+    "ImageLikelihoodMixin",
+]

@@ -1,0 +1,203 @@
+r"""
+PixelCNN++: two streams of gated residual blocks through three resolutions and back, with skip connections.
+
+The vertical stream u sees the rows above, the combined stream ul also the pixels to the left. An up pass of three
+stages halves height and width twice; a down pass doubles them twice, and each of its blocks also reads what the up pass
+had at that place.
+
+Reference: Salimans et al. 2017, PixelCNN++, https://huggingface.co/papers/1701.05517, and the authors' code.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .caching_pixelcnn_pp import PixelCNNPPCache
+from .configuration_pixelcnn_pp import PixelCNNPPConfig
+from .generation_pixelcnn import PixelCNNGenerationConfig, PixelCNNGenerationMixin
+from .masking_pixelcnn import CausalConv2d, CornerConv2d, MaskedConv2d, UpsamplingConv2d, VerticalConv2d
+from .modeling_causal_image import (
+    CausalImageModelingMixin,
+    CausalImageModelMixin,
+    CausalImagePreTrainedModel,
+    ClassEmbedding,
+    PixelEncoding,
+)
+from .modeling_image_classification import ImageClassificationMixin
+
+
+def concat_elu(x: torch.Tensor) -> torch.Tensor:
+    """ELU of x and of -x: twice the features."""
+    return F.elu(torch.cat((x, -x), dim=1))
+
+
+def shift_down(x: torch.Tensor) -> torch.Tensor:
+    """Every row gets what was in the row above it, the first one zeros."""
+    return F.pad(x, (0, 0, 1, -1))
+
+
+def shift_right(x: torch.Tensor) -> torch.Tensor:
+    """Every column gets what was in the column to its left, the first one zeros."""
+    return F.pad(x, (1, -1))
+
+
+class PixelCNNPPBlock(nn.Module):
+    """
+    A gated residual block of stream x with features a from elsewhere (section 2.5; e: class bias):
+
+        t = conv(celu(x)) + conv_1×1(celu(a))
+        v, g = conv(dropout(celu(t))) + e
+        x + v · σ(g)
+    """
+
+    def __init__(self, config: PixelCNNPPConfig, conv: type[CausalConv2d], other_size: int):
+        super().__init__()
+        size, options = config.hidden_size, {"weight_norm": config.weight_norm}
+        conv_options = {"mask_type": "B", **options} if conv is VerticalConv2d else options
+        self.conv_in = conv(2 * size, size, config.kernel_size, **conv_options)
+        self.conv_other = MaskedConv2d(2 * other_size, size, 1, mask_type="B", **options) if other_size else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv_out = conv(2 * size, 2 * size, config.kernel_size, **conv_options, init_scale=0.1)
+        self.class_embedding = ClassEmbedding(config.num_classes, 2 * size) if config.num_classes else None
+
+    def forward(
+        self, x: torch.Tensor, other: torch.Tensor | None = None, class_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        t = self.conv_in(concat_elu(x))
+        if other is not None:
+            t = t + self.conv_other(concat_elu(other))
+        vg = self.conv_out(self.dropout(concat_elu(t)))
+        if self.class_embedding is not None:
+            vg = vg + self.class_embedding(class_ids)
+        value, gate = vg.chunk(2, dim=1)
+        return x + value * torch.sigmoid(gate)
+
+
+class PixelCNNPPLayer(GradientCheckpointingLayer):
+    """
+    A block of each stream. In the up pass the combined one also reads u; in the down pass u reads what the up pass had
+    of it, and ul both u and what the up pass had of ul.
+    """
+
+    def __init__(self, config: PixelCNNPPConfig, has_skips: bool):
+        super().__init__()
+        size = config.hidden_size
+        self.vertical = PixelCNNPPBlock(config, VerticalConv2d, size if has_skips else 0)
+        self.combined = PixelCNNPPBlock(config, CornerConv2d, 2 * size if has_skips else size)
+
+    def forward(
+        self,
+        u: torch.Tensor,
+        ul: torch.Tensor,
+        class_ids: torch.Tensor | None = None,
+        u_skip: torch.Tensor | None = None,
+        ul_skip: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        u = self.vertical(u, u_skip, class_ids)
+        ul = self.combined(ul, u if ul_skip is None else torch.cat((u, ul_skip), dim=1), class_ids)
+        return u, ul
+
+
+class PixelCNNPPPreTrainedModel(CausalImagePreTrainedModel):
+    config_class = PixelCNNPPConfig
+    _no_split_modules = ["PixelCNNPPLayer"]
+
+    def head_options(self):
+        return {"activation": F.elu, "weight_norm": self.config.weight_norm}
+
+    def fold_weight_norm(self):
+        """Replace direction and gain of every layer by the weight that they stand for, in place."""
+        for module in self.modules():
+            if isinstance(module, CausalConv2d):
+                module.fold_weight_norm()
+        self.config.weight_norm = False
+
+
+class PixelCNNPPModel(CausalImageModelMixin, PixelCNNPPPreTrainedModel):
+    """
+    The network without its head. Hidden states are those of the combined stream after each of the six stages, three at
+    full, half and a quarter of the resolution and three on the way back.
+
+    Images whose sides are not divisible by 4 are continued to the right and below by pixels that count as outside.
+    """
+
+    def __init__(self, config: PixelCNNPPConfig):
+        super().__init__(config)
+        size, depth, options = config.hidden_size, config.num_hidden_layers, {"weight_norm": config.weight_norm}
+        self.encoding = PixelEncoding(config)
+        in_channels = config.num_channels * self.encoding.features + 1  # one is 1 inside the image
+        self.vertical_in = CausalConv2d(in_channels, size, (2, 3), (1, 1, 1, 0), **options)
+        self.combined_in_above = CausalConv2d(in_channels, size, (1, 3), (1, 1, 0, 0), **options)
+        self.combined_in_left = CausalConv2d(in_channels, size, (2, 1), (0, 0, 1, 0), **options)
+        self.up_layers = nn.ModuleList(
+            nn.ModuleList(PixelCNNPPLayer(config, has_skips=False) for _ in range(depth)) for _ in range(3)
+        )
+        self.down_layers = nn.ModuleList(
+            nn.ModuleList(PixelCNNPPLayer(config, has_skips=True) for _ in range(n))
+            for n in (depth, depth + 1, depth + 1)
+        )
+        self.vertical_downsampling = nn.ModuleList(
+            VerticalConv2d(size, size, config.kernel_size, mask_type="B", stride=2, **options) for _ in range(2)
+        )
+        self.combined_downsampling = nn.ModuleList(
+            CornerConv2d(size, size, config.kernel_size, stride=2, **options) for _ in range(2)
+        )
+        self.vertical_upsampling = nn.ModuleList(UpsamplingConv2d(size, size, 3, **options) for _ in range(2))
+        self.combined_upsampling = nn.ModuleList(UpsamplingConv2d(size, size, 2, **options) for _ in range(2))
+        self.post_init()
+
+    def features(self, pixel_values, class_ids, collect):
+        height, width = pixel_values.shape[2:]
+        x = self.encoding(pixel_values, self.vertical_in.weight.dtype)
+        x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)
+        x = F.pad(x, (0, -width % 4, 0, -height % 4))
+        u = shift_down(self.vertical_in(x))
+        ul = shift_down(self.combined_in_above(x)) + shift_right(self.combined_in_left(x))
+        skips = [(u, ul)]
+        for i, layers in enumerate(self.up_layers):
+            if i > 0:
+                u, ul = self.vertical_downsampling[i - 1](u), self.combined_downsampling[i - 1](ul)
+                skips.append((u, ul))
+            for layer in layers:
+                u, ul = layer(u, ul, class_ids)
+                skips.append((u, ul))
+            collect(ul)
+        skips.pop()
+        for i, layers in enumerate(self.down_layers):
+            if i > 0:
+                u, ul = self.vertical_upsampling[i - 1](u), self.combined_upsampling[i - 1](ul)
+            for layer in layers:
+                u, ul = layer(u, ul, class_ids, *skips.pop())
+            if i < 2:
+                collect(ul)
+        ul = ul[:, :, :height, :width]
+        collect(ul)
+        return ul
+
+
+class PixelCNNPPForCausalImageModeling(CausalImageModelingMixin, PixelCNNPPPreTrainedModel, PixelCNNGenerationMixin):
+    """PixelCNN++ with an output distribution: exact likelihood, and `generate`."""
+
+    generation_config_class = PixelCNNGenerationConfig
+    sampling_cache_class = PixelCNNPPCache
+
+    def __init__(self, config: PixelCNNPPConfig):
+        super().__init__(config)
+        self.model = PixelCNNPPModel(config)
+        self.build_head(config)
+        self.post_init()
+
+
+class PixelCNNPPForImageClassification(ImageClassificationMixin, PixelCNNPPPreTrainedModel):
+    """PixelCNN++ as a classifier by Bayes' rule; see [`ImageClassificationMixin`]."""
+
+    backbone_class = PixelCNNPPModel
+
+
+__all__ = [
+    "PixelCNNPPForCausalImageModeling",
+    "PixelCNNPPForImageClassification",
+    "PixelCNNPPModel",
+    "PixelCNNPPPreTrainedModel",
+]

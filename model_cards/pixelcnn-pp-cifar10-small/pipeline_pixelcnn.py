@@ -1,0 +1,154 @@
+"""`pipeline("unconditional-image-generation", model=...)`: images in one line."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Pipeline
+from transformers.utils import ModelOutput, cached_file, logging
+
+from .image_processing_pixelcnn import PixelCNNImageProcessor
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class PixelCNNPipelineOutput(ModelOutput):
+    r"""
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` of shape `(n, height, width, channels)` or `torch.Tensor` of shape
+            `(n, channels, height, width)`): The images, 8 bits a channel.
+        effective_sample_size (`torch.DoubleTensor` of shape `(n,)`, *optional*, returned with `num_resamples`): See
+            [`PixelCNNGenerateOutput`].
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor | None = None
+    effective_sample_size: torch.DoubleTensor | None = None
+
+
+class PixelCNNImagePipeline(Pipeline):
+    r"""
+    Draws images, or completes given ones.
+
+    ```python
+    >>> pipe = pipeline("unconditional-image-generation", model="model_cards/gated-pixelcnn-mnist")
+    >>> pipe(class_ids="7", num_images=16).images[0].save("seven.png")
+    ```
+
+    Of a model without a saved image processor it makes one that has the model's channels and levels, and says so.
+    """
+
+    _load_image_processor = None  # if that fails, see `__init__`
+    _load_processor = False
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+
+    def __init__(self, model, *args, image_processor=None, **kwargs):
+        image_processor = image_processor or self.find_image_processor(model)
+        super().__init__(model, *args, image_processor=image_processor, **kwargs)
+
+    @staticmethod
+    def find_image_processor(model) -> PixelCNNImageProcessor:
+        """The image processor saved with a model, or else the one that its config describes."""
+        config, name = model.config, model.name_or_path
+        path = name and cached_file(
+            name,
+            "preprocessor_config.json",
+            local_files_only=True,  # what is there has just been asked for
+            revision=getattr(config, "_commit_hash", None),
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path:
+            return PixelCNNImageProcessor.from_pretrained(os.path.dirname(path))
+        logger.warning(
+            f"{name or 'The model'} has no image processor (preprocessor_config.json). Using one for "
+            f"{config.num_levels} levels of equal width and {config.num_channels} channel(s), as the config says; "
+            "whether the model was trained on such levels is not known."
+        )
+        return PixelCNNImageProcessor(num_levels=config.num_levels, num_channels=config.num_channels)
+
+    def __call__(
+        self,
+        num_images: int | None = None,
+        *,
+        class_ids: Any = None,
+        images: Any = None,
+        mask: torch.Tensor | np.ndarray | None = None,
+        batch_size: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **generate_kwargs,
+    ) -> PixelCNNPipelineOutput | tuple:
+        r"""
+        Args:
+            num_images (`int`, *optional*):
+                Images to draw; by default as many as the other arguments say, else `batch_size`, else 1.
+            class_ids (`int`, `str` or a list of them, *optional*):
+                Classes by number or by their name in `config.id2label`, for conditional models.
+            images (an image or a list, as the image processor takes them, *optional*), mask (bool, `(height, width)` or
+                broadcastable to `(n, channels, height, width)`): Images to complete, and where they are kept.
+            batch_size (`int`, *optional*): The most images drawn at a time; does not change them.
+            generator, generate_kwargs: As for `generate`, e.g. `guidance_scale`, `num_resamples` or `temperature`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
+            return_dict (`bool`, defaults to `True`): `False` returns a tuple.
+
+        Returns:
+            [`PixelCNNPipelineOutput`] with `images` and, with `num_resamples`, `effective_sample_size`.
+
+        Raises:
+            ValueError: If a class name does not exist, or as `generate`.
+        """
+        batch_size = batch_size or self._batch_size
+        request = {
+            "num_images": num_images,
+            "class_ids": class_ids,
+            "images": images,
+            "mask": mask,
+            "generator": generator,
+            "max_batch_size": batch_size,
+        }
+        if all(value is None for value in (num_images, class_ids, images)) and not isinstance(generator, list):
+            request["num_images"] = batch_size or 1
+        inputs = self.preprocess(request)
+        outputs = self.forward(inputs, **{**self._forward_params, **generate_kwargs})
+        output = PixelCNNPipelineOutput(
+            images=self.postprocess(outputs, output_type=output_type),
+            effective_sample_size=outputs.get("effective_sample_size"),
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _sanitize_parameters(self, **kwargs):
+        return {}, kwargs, {}
+
+    def preprocess(self, inputs: dict) -> dict:
+        """Class names to ids, images to levels, masks to tensors."""
+        request = {name: value for name, value in inputs.items() if value is not None}
+        if "class_ids" in request:
+            request["class_ids"] = self.class_ids_of(request["class_ids"])
+        if "images" in request:
+            request["pixel_values"] = self.image_processor(request.pop("images"), return_tensors="pt")["pixel_values"]
+        if "mask" in request:
+            request["known_mask"] = torch.as_tensor(request.pop("mask"))
+        return request
+
+    def class_ids_of(self, classes: Any) -> list[int]:
+        """Ids of classes given by number or name."""
+        if isinstance(classes, torch.Tensor | np.ndarray):
+            classes = classes.tolist()
+        return self.model.config.class_ids_of(classes if isinstance(classes, list | tuple) else [classes])
+
+    def _forward(self, inputs: dict, **generate_kwargs) -> dict:
+        output = self.model.generate(**{**inputs, **generate_kwargs, "return_dict_in_generate": True})
+        return {"levels": output.sequences, "effective_sample_size": output.effective_sample_size}
+
+    def postprocess(self, outputs: dict, output_type: str = "pil"):
+        return self.image_processor.post_process(outputs["levels"].cpu(), output_type=output_type)
+
+
+__all__ = ["PixelCNNImagePipeline", "PixelCNNPipelineOutput"]
