@@ -161,19 +161,23 @@ def card_data(name: str, model_type: str, levels: str, results: dict, license: s
 
 
 def loading_code(place: str, model: PreTrainedModel, has_processor: bool, with_package: bool) -> str:
-    """A block of code that loads the model and draws four images."""
+    """A block of code that loads the model and draws four images; with an image processor, also by the pipeline."""
     trust = "" if with_package else ", trust_remote_code=True"
     wanted = "num_images=4"
     if num_classes := model.config.num_classes:
         wanted = f"class_ids={[0, 0, min(1, num_classes - 1), min(1, num_classes - 1)]}"
+    wanted += ", generator=torch.Generator().manual_seed(0)"
+    pipe = f'pipeline("{TASK}", model="{place}")' if with_package else f'pipeline(model="{place}"{trust})'
     lines = [
         "import torch, hf_pixelcnn" if with_package else "import torch",
-        f"from transformers import {'AutoImageProcessor, ' if has_processor else ''}AutoModel",
+        f"from transformers import {'AutoImageProcessor, AutoModel, pipeline' if has_processor else 'AutoModel'}",
         "",
         f'model = AutoModel.from_pretrained("{place}"{trust})',
         f'processor = AutoImageProcessor.from_pretrained("{place}"{trust})' if has_processor else None,
-        f"levels = model.generate({wanted}, generator=torch.Generator().manual_seed(0))",
+        f"levels = model.generate({wanted})",
         "images = processor.post_process(levels)" if has_processor else None,
+        f"\npipe = {pipe}  # or all of this at once" if has_processor else None,
+        f"images = pipe({wanted}).images" if has_processor else None,
     ]
     return "```python\n" + "\n".join(line for line in lines if line is not None) + "\n```"
 
@@ -228,11 +232,14 @@ def write_card(
     ]
     measured = {key: metric for key, metric in METRICS.items() if key in results}
     if measured:
-        head = ["data set", "split", "images", *(metric for metric, _ in measured.values())]
-        row = [f"`{results['dataset']}`", f"`{results.get('split', '')}`", f"{results.get('num_images', 0):,}"]
-        row += [f"{results[key]:.{digits}f}" for key, (_, digits) in measured.items()]
-        table = [head, ["---"] * len(head), row]
-        parts += ["## Results", "\n".join("| " + " | ".join(cells) + " |" for cells in table)]
+        cells = {"data set": f"`{results['dataset']}`"}
+        if "split" in results:
+            cells["split"] = f"`{results['split']}`"
+        if "num_images" in results:
+            cells["images"] = f"{results['num_images']:,}"
+        cells |= {metric: f"{results[key]:.{digits}f}" for key, (metric, digits) in measured.items()}
+        table = [cells.keys(), ["---"] * len(cells), cells.values()]
+        parts += ["## Results", "\n".join("| " + " | ".join(row) + " |" for row in table)]
         parts.append("Summed in float64 over the whole split; [results.json](results.json) has more.")
     parts += ["## Samples", "![First samples, unselected](samples.png)"]
     training = training_paragraphs(results, recipe)
