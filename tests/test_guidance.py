@@ -8,7 +8,7 @@ from transformers import LogitsProcessor
 from hf_pixelcnn.generation_pixelcnn import GuidedDistribution
 
 CONFIGS = {
-    "grey_categorical": {"num_levels": 5, "num_classes": 3},
+    "grey_categorical": {"num_levels": 5, "num_classes": 3, "output_distribution": "categorical"},
     "colour_bernoulli": {"num_channels": 3, "num_classes": 2},
     "colour_codes": {"num_channels": 3, "num_levels": 4, "num_classes": 2, "input_encoding": "embedding"},
 }

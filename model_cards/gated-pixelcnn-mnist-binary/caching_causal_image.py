@@ -111,7 +111,7 @@ class SamplingCache:
     def __init__(self, model, batch: int, width: int):
         config = model.config
         self.batch, self.width = batch, width
-        self.num_channels = config.num_channels
+        self.num_channels, self.num_groups = config.num_channels, config.num_channel_groups
         self.reach = config.kernel_size // 2
         self.first_reach = config.first_kernel_size // 2
         self.factory = {"dtype": model.dtype, "device": model.device}
@@ -126,7 +126,7 @@ class SamplingCache:
         self.input_slots = pixels.split(self.input_group, dim=1)  # one a dimension of the row
         self.input_above = torch.zeros(batch, self.first_reach, width, self.input_size, **self.factory)
 
-        self.hidden_group = config.hidden_size // self.num_channels
+        self.hidden_group = config.hidden_size // self.num_groups
         self.outputs = torch.zeros(batch, model.output_distribution.num_parameters, **self.factory)
         distribution = model.output_distribution
         self.pixel_parameters = distribution.pixels(distribution.parameters(self.outputs[:, :, None, None]))[:, 0, 0]
@@ -136,26 +136,26 @@ class SamplingCache:
     def prepare_head(self, head):
         relus = [torch.zeros(self.batch, layer.in_channels, **self.factory) for layer in head.layers]
         streams = [self.hidden, *relus[1:], self.outputs]  # what a layer reads, and the last one writes
-        weights = [pointwise_weights(layer, self.num_channels) for layer in head.layers]
-        biases = [layer.bias.chunk(self.num_channels) for layer in head.layers]
+        weights = [pointwise_weights(layer, self.num_groups) for layer in head.layers]
+        biases = [layer.bias.chunk(self.num_groups) for layer in head.layers]
         self.head_steps = [
             [
                 (
                     self.own_group(streams[i], c),
                     self.own_group(relus[i], c),
                     biases[i][c],
-                    relus[i][:, : (c + 1) * relus[i].shape[1] // self.num_channels],
+                    relus[i][:, : (c + 1) * relus[i].shape[1] // self.num_groups],
                     weights[i][c],
                     self.own_group(streams[i + 1], c),
                 )
                 for i in range(len(head.layers))
             ]
-            for c in range(self.num_channels)
+            for c in range(self.num_groups)
         ]
 
     def own_group(self, features: torch.Tensor, channel: int, start: int = 0) -> torch.Tensor:
         """The features of one channel, of all features from `start` on."""
-        group = (features.shape[-1] - start) // self.num_channels
+        group = (features.shape[-1] - start) // self.num_groups
         return features[..., start + channel * group : start + (channel + 1) * group]
 
     def known_inputs(self, column: int, channel: int) -> torch.Tensor:
@@ -196,7 +196,8 @@ class SamplingCache:
 
     def parameters(self, column: int, channel: int) -> torch.Tensor:
         """Parameters of the pixel; those of `channel` are valid. Channels and columns must be asked for in order."""
-        self.run((column, channel), lambda: self.compute_parameters(column, channel))
+        if channel < self.num_groups:  # with a single group the first channel has put out all
+            self.run((column, channel), lambda: self.compute_parameters(column, channel))
         return self.pixel_parameters
 
     def compute_parameters(self, column: int, channel: int):

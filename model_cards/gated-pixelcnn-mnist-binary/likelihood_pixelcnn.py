@@ -15,6 +15,11 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def log_one_minus_exp(x: torch.Tensor) -> torch.Tensor:
+    """log(1 − e⁻ˣ) of x ≥ 0; finite, because an x that has underflowed counts as the smallest number."""
+    return torch.log(-torch.expm1(-x.clamp(min=torch.finfo(x.dtype).tiny)))
+
+
 class OutputDistribution:
     r"""
     One distribution over the levels of every dimension.
@@ -27,6 +32,11 @@ class OutputDistribution:
     def __init__(self, num_channels: int, num_levels: int):
         self.num_channels = num_channels
         self.num_levels = num_levels
+
+    @classmethod
+    def from_config(cls, config) -> "OutputDistribution":
+        """The distribution that a model's configuration describes."""
+        return cls(config.num_channels, config.num_levels)
 
     @property
     def num_parameters(self) -> int:
@@ -52,8 +62,8 @@ class OutputDistribution:
         Normalised log-probabilities of all levels of one channel of one pixel.
 
         Args:
-            parameters (`torch.Tensor` of shape `(..., num_channels)`, or with more trailing dimensions):
-                Parameters of the pixel, see [`~OutputDistribution.pixels`].
+            parameters (`torch.Tensor` of shape `(..., num_channels)`, `(..., num_channels, num_levels)` or
+                `(..., num_parameters)`): Parameters of the pixel, see [`~OutputDistribution.pixels`].
             channel (`int`):
                 The channel asked for.
             previous_channels (`torch.LongTensor` of shape `(..., channel)`, *optional*):
@@ -110,7 +120,134 @@ class CategoricalOutput(OutputDistribution):
         return F.log_softmax(at_least_float32(parameters[..., channel, :]), dim=-1)
 
 
-OUTPUT_DISTRIBUTIONS = {"bernoulli": BernoulliOutput, "categorical": CategoricalOutput}
+class LogisticMixtureOutput(OutputDistribution):
+    r"""
+    A mixture of logistic distributions over the pixel, each level being a bin of width 1 around its number.
+
+    Component k gives level l of channel c the mass between the edges of its bin,
+
+        p_k(l) = σ((l + ½ − μ) / s) − σ((l − ½ − μ) / s)
+
+    where the lowest bin reaches down to −∞ and the highest up to ∞. In units of [-1, 1] the mean of a channel is linear
+    in the levels of the earlier ones, with coefficients in (−1, 1), and no scale is below e⁻⁷. The channels of a pixel
+    share the component, so they are dependent:
+
+        p(c | earlier) = Σ_k w_k p_k(c),    w_k ∝ π_k Π_{c' < c} p_k(c')
+
+    Edges are computed once, in units of levels, in which they are exact: neighbours share them, and the levels sum to
+    1 in float32. A bin's mass is taken as σ(b) σ(−a) (1 − e^(a − b)), whose logarithm is exact however small it is, and
+    gives a mean far away a gradient.
+
+    Parameters `(batch, height, width, num_parameters)` of a pixel, in this order and in units of [-1, 1]: `M` logits
+    of the components; `(num_channels, M)` means; `(num_channels, M)` logarithms of scales; `(pairs, M)` numbers whose
+    tanh are the coefficients, the pairs being green from red, blue from red, blue from green: 10 M for three channels.
+
+    Args:
+        num_channels (`int`), num_levels (`int`): As for all distributions.
+        num_components (`int`): Components, `num_logistic_mix` in a configuration.
+
+    Reference: Salimans et al. 2017, PixelCNN++, sections 2.1 and 2.2, https://huggingface.co/papers/1701.05517
+    """
+
+    log_scales = (-7.0, 80.0)  # the floor of the paper, and a number whose inverse float32 can hold
+
+    def __init__(self, num_channels: int, num_levels: int, num_components: int):
+        super().__init__(num_channels, num_levels)
+        self.num_components = num_components
+        self.half_range = (num_levels - 1) / 2
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config.num_channels, config.num_levels, config.num_logistic_mix)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of logits, means, log-scales and coefficients of one component."""
+        return [1, self.num_channels, self.num_channels, self.num_channels * (self.num_channels - 1) // 2]
+
+    @property
+    def num_parameters(self):
+        return self.num_components * sum(self.sizes)
+
+    def parameters(self, outputs):
+        return outputs.movedim(1, -1)
+
+    def pixels(self, parameters):
+        return parameters
+
+    def components(self, parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits `(..., 1, M)`, means, logarithms of scales and coefficients `(..., channels or pairs, M)`."""
+        parts = at_least_float32(parameters).unflatten(-1, (sum(self.sizes), self.num_components))
+        return parts.split(self.sizes, dim=-2)
+
+    def centred(self, levels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Levels counted from the middle of their range, which is 0 in [-1, 1]."""
+        return levels.to(dtype) - self.half_range
+
+    def channel_means(self, means, coefficients, previous: torch.Tensor) -> torch.Tensor:
+        """Means in centred levels `(..., n + 1, M)` of the first channels, given n centred levels `(..., n)`."""
+        count = previous.shape[-1] + 1
+        shifts = [torch.zeros_like(means[..., 0, :])]
+        for c in range(1, count):
+            pairs = slice(c * (c - 1) // 2, c * (c + 1) // 2)
+            shifts.append((coefficients[..., pairs, :].tanh() * previous[..., :c, None]).sum(-2))
+        return torch.stack(shifts, dim=-2).add_(means[..., :count, :], alpha=self.half_range)
+
+    def inverse_scales(self, log_scales: torch.Tensor) -> torch.Tensor:
+        """1 / scale in units of levels, within what the paper and the dtype allow."""
+        return torch.exp(-math.log(self.half_range) - log_scales.clamp(*self.log_scales))
+
+    def level_log_mass(self, levels: torch.Tensor, means: torch.Tensor, inverse_scales: torch.Tensor) -> torch.Tensor:
+        """log p_k of centred levels `(..., 1)` under components `(..., M)`."""
+        is_lowest, is_highest = levels == -self.half_range, levels == self.half_range
+        above = torch.where(is_highest, 0, F.logsigmoid((levels + 0.5 - means) * inverse_scales))
+        below = torch.where(is_lowest, 0, F.logsigmoid((means - (levels - 0.5)) * inverse_scales))
+        return above + below + torch.where(is_lowest | is_highest, 0, log_one_minus_exp(inverse_scales))
+
+    def log_prob(self, parameters, levels):
+        logits, means, log_scales, coefficients = self.components(parameters)
+        levels = self.centred(levels.permute(0, 2, 3, 1), means.dtype)  # (batch, height, width, channels)
+        means = self.channel_means(means, coefficients, levels[..., :-1])
+        log_mass = self.level_log_mass(levels[..., None], means, self.inverse_scales(log_scales))  # (..., channels, M)
+        earlier = F.pad(log_mass[..., :-1, :], (0, 0, 1, 0)).cumsum(-2)
+        log_weights = (logits + earlier).log_softmax(-1)
+        return torch.logsumexp(log_weights + log_mass, dim=-1).permute(0, 3, 1, 2)
+
+    def level_logits(self, parameters, channel, previous_channels=None):
+        logits, means, log_scales, coefficients = self.components(parameters)
+        inverse_scales = self.inverse_scales(log_scales[..., : channel + 1, :])
+        log_weights = logits[..., 0, :]
+        if channel == 0:
+            mean = means[..., 0, :] * self.half_range
+        else:
+            previous = self.centred(previous_channels, means.dtype)
+            means = self.channel_means(means, coefficients, previous)
+            mean = means[..., channel, :]
+            log_mass = self.level_log_mass(previous[..., None], means[..., :-1, :], inverse_scales[..., :-1, :])
+            log_weights = log_weights + log_mass.sum(-2)
+
+        # The sum over components of w σ(b) σ(-a) (1 - e^(a - b)). An edge z gives σ(±z) = e^min(±z, 0) σ(|z|), of which
+        # the exponents and the logarithm of the rest are summed up first, and their highest value kept apart.
+        inverse_scale = inverse_scales[..., channel, :, None]
+        edges = torch.arange(self.num_levels + 1, device=mean.device, dtype=mean.dtype) - (self.half_range + 0.5)
+        z = (edges - mean[..., None]).mul_(inverse_scale)  # (..., M, num_levels + 1)
+        z[..., 0], z[..., -1] = -torch.inf, torch.inf
+        rest = z.abs().clamp_(max=50).sigmoid_()  # beyond 50 it is 1
+        exponents = z[..., 1:].clamp(max=0).sub_(z[..., :-1].clamp(min=0))
+        width = log_one_minus_exp(inverse_scale)
+        exponents += width + log_weights.log_softmax(-1)[..., None]
+        exponents[..., :1] -= width  # the outermost bins
+        exponents[..., -1:] -= width
+        highest = exponents.detach().amax(-2, keepdim=True)
+        terms = (exponents - highest).clamp_(min=-80).exp_()  # less adds nothing, and takes long
+        return (terms * rest[..., 1:] * rest[..., :-1]).sum(-2).log_().add_(highest[..., 0, :])
+
+
+OUTPUT_DISTRIBUTIONS = {
+    "bernoulli": BernoulliOutput,
+    "categorical": CategoricalOutput,
+    "logistic_mixture": LogisticMixtureOutput,
+}
 
 
 def bits_per_dim(nats: float, num_dims: int) -> float:
@@ -128,4 +265,11 @@ def bits_per_dim(nats: float, num_dims: int) -> float:
     return nats / (num_dims * math.log(2))
 
 
-__all__ = ["OUTPUT_DISTRIBUTIONS", "BernoulliOutput", "CategoricalOutput", "OutputDistribution", "bits_per_dim"]
+__all__ = [
+    "OUTPUT_DISTRIBUTIONS",
+    "BernoulliOutput",
+    "CategoricalOutput",
+    "LogisticMixtureOutput",
+    "OutputDistribution",
+    "bits_per_dim",
+]

@@ -8,20 +8,19 @@ https://huggingface.co/papers/1606.05328
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import can_return_tuple
 
 from .caching_gated_pixelcnn import GatedPixelCNNCache
-from .checks_pixelcnn import check_class_ids, check_levels
 from .configuration_gated_pixelcnn import GatedPixelCNNConfig
 from .generation_pixelcnn import PixelCNNGenerationConfig, PixelCNNGenerationMixin
 from .masking_pixelcnn import HorizontalConv2d, MaskedConv2d, VerticalConv2d
 from .modeling_causal_image import (
     CausalImageModelingMixin,
-    CausalImageModelOutput,
+    CausalImageModelMixin,
     CausalImagePreTrainedModel,
     ClassEmbedding,
     PixelEncoding,
 )
+from .modeling_image_classification import ImageClassificationMixin
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -43,14 +42,14 @@ class GatedPixelCNNLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: GatedPixelCNNConfig, in_channels: int | None = None):
         super().__init__()
-        size, channels = config.hidden_size, config.num_channels
+        size, groups = config.hidden_size, config.num_channel_groups
         self.is_first = in_channels is not None
         kernel_size, mask_type = (config.first_kernel_size, "A") if self.is_first else (config.kernel_size, "B")
         in_channels = in_channels if self.is_first else size
         self.vertical_conv = VerticalConv2d(in_channels, 2 * size, kernel_size, mask_type)
         self.vertical_to_horizontal = MaskedConv2d(2 * size, 2 * size, 1, mask_type="B", bias=False)  # rows above only
-        self.horizontal_conv = HorizontalConv2d(in_channels, 2 * size, kernel_size, mask_type, channels)
-        self.horizontal_out = MaskedConv2d(size, size, 1, mask_type="B", num_channels=channels)
+        self.horizontal_conv = HorizontalConv2d(in_channels, 2 * size, kernel_size, mask_type, groups)
+        self.horizontal_out = MaskedConv2d(size, size, 1, mask_type="B", num_groups=groups)
         self.class_embedding = ClassEmbedding(config.num_classes, 2 * size) if config.num_classes else None
         self.dropout = nn.Dropout(config.dropout)
 
@@ -69,7 +68,7 @@ class GatedPixelCNNPreTrainedModel(CausalImagePreTrainedModel):
     _no_split_modules = ["GatedPixelCNNLayer"]
 
 
-class GatedPixelCNNModel(GatedPixelCNNPreTrainedModel):
+class GatedPixelCNNModel(CausalImageModelMixin, GatedPixelCNNPreTrainedModel):
     """The network up to its last layer, without the head."""
 
     def __init__(self, config: GatedPixelCNNConfig):
@@ -79,25 +78,12 @@ class GatedPixelCNNModel(GatedPixelCNNPreTrainedModel):
         self.layers.extend(GatedPixelCNNLayer(config) for _ in range(config.num_hidden_layers - 1))
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.LongTensor,
-        *,
-        class_ids: torch.LongTensor | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> CausalImageModelOutput:
-        """Levels `(batch, channels, height, width)` to horizontal features `(batch, hidden_size, height, width)`."""
-        check_levels("pixel_values", pixel_values, self.config)
-        check_class_ids(class_ids, pixel_values.shape[0], self.config)
+    def features(self, pixel_values, class_ids, collect):
         v = h = self.encoding(pixel_values, self.layers[0].vertical_conv.weight.dtype)
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        hidden_states = () if keep else None
         for layer in self.layers:
             v, h = layer(v, h, class_ids)
-            if keep:
-                hidden_states += (h,)
-        return CausalImageModelOutput(last_hidden_state=h, hidden_states=hidden_states)
+            collect(h)
+        return h
 
 
 class GatedPixelCNNForCausalImageModeling(
@@ -115,4 +101,15 @@ class GatedPixelCNNForCausalImageModeling(
         self.post_init()
 
 
-__all__ = ["GatedPixelCNNForCausalImageModeling", "GatedPixelCNNModel", "GatedPixelCNNPreTrainedModel"]
+class GatedPixelCNNForImageClassification(ImageClassificationMixin, GatedPixelCNNPreTrainedModel):
+    """Gated PixelCNN as a classifier by Bayes' rule; see [`ImageClassificationMixin`]."""
+
+    backbone_class = GatedPixelCNNModel
+
+
+__all__ = [
+    "GatedPixelCNNForCausalImageModeling",
+    "GatedPixelCNNForImageClassification",
+    "GatedPixelCNNModel",
+    "GatedPixelCNNPreTrainedModel",
+]

@@ -21,9 +21,12 @@ class PixelCNNPipelineOutput(ModelOutput):
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` of shape `(n, height, width, channels)` or `torch.Tensor` of shape
             `(n, channels, height, width)`): The images, 8 bits a channel.
+        effective_sample_size (`torch.DoubleTensor` of shape `(n,)`, *optional*, returned with `num_resamples`): See
+            [`PixelCNNGenerateOutput`].
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor | None = None
+    effective_sample_size: torch.DoubleTensor | None = None
 
 
 class PixelCNNImagePipeline(Pipeline):
@@ -91,12 +94,12 @@ class PixelCNNImagePipeline(Pipeline):
             images (an image or a list, as the image processor takes them, *optional*), mask (bool, `(height, width)` or
                 broadcastable to `(n, channels, height, width)`): Images to complete, and where they are kept.
             batch_size (`int`, *optional*): The most images drawn at a time; does not change them.
-            generator, generate_kwargs: As for `generate`.
+            generator, generate_kwargs: As for `generate`, e.g. `guidance_scale`, `num_resamples` or `temperature`.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, defaults to `True`): `False` returns a tuple.
 
         Returns:
-            [`PixelCNNPipelineOutput`] with `images`.
+            [`PixelCNNPipelineOutput`] with `images` and, with `num_resamples`, `effective_sample_size`.
 
         Raises:
             ValueError: If a class name does not exist, or as `generate`.
@@ -113,9 +116,12 @@ class PixelCNNImagePipeline(Pipeline):
         if all(value is None for value in (num_images, class_ids, images)) and not isinstance(generator, list):
             request["num_images"] = batch_size or 1
         inputs = self.preprocess(request)
-        levels = self.forward(inputs, **{**self._forward_params, **generate_kwargs})["levels"]
-        drawn = self.postprocess({"levels": levels}, output_type=output_type)
-        return PixelCNNPipelineOutput(images=drawn) if return_dict else (drawn,)
+        outputs = self.forward(inputs, **{**self._forward_params, **generate_kwargs})
+        output = PixelCNNPipelineOutput(
+            images=self.postprocess(outputs, output_type=output_type),
+            effective_sample_size=outputs.get("effective_sample_size"),
+        )
+        return output if return_dict else output.to_tuple()
 
     def _sanitize_parameters(self, **kwargs):
         return {}, kwargs, {}
@@ -135,16 +141,11 @@ class PixelCNNImagePipeline(Pipeline):
         """Ids of classes given by number or name."""
         if isinstance(classes, torch.Tensor | np.ndarray):
             classes = classes.tolist()
-        classes = list(classes) if isinstance(classes, list | tuple) else [classes]
-        names = self.model.config.label2id
-        unknown = [name for name in classes if isinstance(name, str) and name not in names]
-        if unknown:
-            raise ValueError(f"There is no class {unknown[0]!r}; the model has {list(names)}.")
-        return [names[name] if isinstance(name, str) else name for name in classes]
+        return self.model.config.class_ids_of(classes if isinstance(classes, list | tuple) else [classes])
 
     def _forward(self, inputs: dict, **generate_kwargs) -> dict:
-        levels = self.model.generate(**inputs, **generate_kwargs)
-        return {"levels": levels if isinstance(levels, torch.Tensor) else levels.sequences}
+        output = self.model.generate(**{**inputs, **generate_kwargs, "return_dict_in_generate": True})
+        return {"levels": output.sequences, "effective_sample_size": output.effective_sample_size}
 
     def postprocess(self, outputs: dict, output_type: str = "pil"):
         return self.image_processor.post_process(outputs["levels"].cpu(), output_type=output_type)

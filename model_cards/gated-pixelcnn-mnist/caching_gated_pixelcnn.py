@@ -21,7 +21,7 @@ class GatedPixelCNNCache(SamplingCache):
 
     def __init__(self, model, batch, width, class_ids=None):
         super().__init__(model, batch, width)
-        layers, channels, size = model.model.layers, self.num_channels, model.config.hidden_size
+        layers, channels, size = model.model.layers, self.num_groups, model.config.hidden_size
         self.size, self.later = size, len(layers) - 1
         self.scale = torch.ones(2 * size, **self.factory)
         self.scale[:size] = 2
@@ -62,7 +62,7 @@ class GatedPixelCNNCache(SamplingCache):
 
     def gate_weights(self, conv, reach: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """[`row_weights`] of a convolution into a gate, with the factor of the gate's first half."""
-        matrices = row_weights(conv, reach, self.num_channels, num_parts=2)
+        matrices = row_weights(conv, reach, self.num_groups, num_parts=2)
         for matrix in itertools.chain(*matrices):
             matrix[:, : self.hidden_group] *= 2
         return matrices
@@ -71,7 +71,7 @@ class GatedPixelCNNCache(SamplingCache):
         """All slices and matrices that one dimension needs."""
         group, start = self.hidden_group, column * self.size
         seen = 1 + (channel + 1) * group
-        above = self.above[:, :, column].unflatten(-1, (self.num_channels, 2 * group))[:, :, channel]
+        above = self.above[:, :, column].unflatten(-1, (self.num_groups, 2 * group))[:, :, channel]
         known_features = self.rows[:, :, start : start + self.reach * self.size + channel * group]
         own = start + self.reach * self.size + channel * group
         streams = [row[:, own : own + group] for row in self.rows] + [self.own_group(self.hidden, channel)]

@@ -56,18 +56,26 @@ def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: Cau
             f"`class_ids` are needed: the model is conditional on {config.num_classes} classes. "
             "Pass -1 for images without a class."
         )
-    if not isinstance(class_ids, torch.Tensor) or class_ids.dtype not in (torch.int64, torch.int32):
-        kind = class_ids.dtype if isinstance(class_ids, torch.Tensor) else type(class_ids).__name__
-        raise TypeError(f"`class_ids` must be a LongTensor, got {kind}.")
-    if class_ids.shape != (batch_size,):
-        raise ValueError(f"`class_ids` must have shape ({batch_size},), one a image, got {tuple(class_ids.shape)}.")
-    if torch.compiler.is_compiling() or class_ids.is_meta:
+    _check_ids("class_ids", class_ids, batch_size, config, least=-1)
+
+
+def check_class_labels(labels: torch.Tensor, batch_size: int, config: CausalImageModelingConfig):
+    """Raise unless `labels` are the classes `(batch,)` of images, for a classifier."""
+    _check_ids("labels", labels, batch_size, config, least=0)
+
+
+def _check_ids(name: str, ids: torch.Tensor, batch_size: int, config: CausalImageModelingConfig, least: int):
+    if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        kind = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise TypeError(f"`{name}` must be a LongTensor, got {kind}.")
+    if ids.shape != (batch_size,):
+        raise ValueError(f"`{name}` must have shape ({batch_size},), one an image, got {tuple(ids.shape)}.")
+    if torch.compiler.is_compiling() or ids.is_meta:
         return
-    low, high = torch.stack(class_ids.aminmax()).tolist()
-    if low < -1 or high >= config.num_classes:
-        raise ValueError(
-            f"`class_ids` must be 0 ... {config.num_classes - 1}, or -1 for no class, got values from {low} to {high}."
-        )
+    low, high = torch.stack(ids.aminmax()).tolist()
+    if low < least or high >= config.num_classes:
+        none = "" if least == 0 else ", or -1 for no class"
+        raise ValueError(f"`{name}` must be 0 ... {config.num_classes - 1}{none}, got values from {low} to {high}.")
 
 
-__all__ = ["check_class_ids", "check_count", "check_levels", "computable"]
+__all__ = ["check_class_ids", "check_class_labels", "check_count", "check_levels", "computable"]

@@ -14,7 +14,7 @@ class PixelCNNCache(SamplingCache):
 
     def __init__(self, model, batch, width, class_ids=None):
         super().__init__(model, batch, width)
-        first, blocks, channels, reach = model.model.conv_in, model.model.layers, self.num_channels, self.reach
+        first, blocks, channels, reach = model.model.conv_in, model.model.layers, self.num_groups, self.reach
         self.inner = inner = model.config.hidden_size // 2
         self.inner_group = inner // channels
 

@@ -1,5 +1,7 @@
 """What the configurations of all families have in common."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
@@ -29,7 +31,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
         num_levels (`int`, defaults to 2):
             Values `0 ... num_levels - 1` of one dimension: 2 to 256, up to 16,384 with `input_encoding="embedding"`.
         hidden_size (`int`):
-            Features of the residual stream. Divisible by `num_channels`.
+            Features of the residual stream. Divisible by `num_channel_groups`.
         num_hidden_layers (`int`):
             Depth; what counts as one layer is said by each family.
         kernel_size (`int`, defaults to 3):
@@ -37,7 +39,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
         first_kernel_size (`int`, defaults to 7):
             Odd size of the kernel of the first layer.
         head_hidden_size (`int`):
-            Features of the 1×1 layers between residual stream and output. Divisible by `num_channels`.
+            Features of the 1×1 layers between residual stream and output. Divisible by `num_channel_groups`.
         num_head_layers (`int`, defaults to 2):
             Number of those 1×1 layers; 0 connects the output to the residual stream.
         dropout (`float`, defaults to 0.0):
@@ -46,13 +48,22 @@ class CausalImageModelingConfig(PreTrainedConfig):
             Classes of a class-conditional model, 0 for none. Above 0 it sets `id2label`, unless that is given, and
             `label2id`.
         output_distribution (`str`, *optional*):
-            `"bernoulli"` (two levels only) or `"categorical"`. Defaults to `"bernoulli"` for two levels and to
-            `"categorical"` for more.
+            `"bernoulli"` (two levels only), `"categorical"` or `"logistic_mixture"`. Defaults to `"bernoulli"` for two
+            levels and to `"categorical"` for more.
+        num_logistic_mix (`int`, defaults to 10):
+            Components of `"logistic_mixture"`.
         input_encoding (`str`, defaults to `"scaled"`):
             `"scaled"` maps levels to [-1, 1]; `"embedding"` gives every level of every channel a learned vector, for
             symbols without an order such as VQ-VAE codes.
         format_version (`int`, defaults to 1):
             Version of the meaning of the fields and weights; a saved model of a newer one is refused.
+        class_prior (list of `float` or `"learned"`, *optional*):
+            Read by `...ForImageClassification` alone, like the two fields below: probability of each class before its
+            image is seen. Defaults to equal ones; `"learned"` makes it a parameter, which starts there.
+        class_temperature (`float`, defaults to 1.0):
+            Divides the log-probabilities of classes; above 1 it makes them less certain.
+        generative_weight (`float`, defaults to 0.5):
+            Share of the generative term in the loss of a classifier, 0 to 1; the rest is cross-entropy.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a field has the wrong type or a value that no network can be
@@ -71,11 +82,17 @@ class CausalImageModelingConfig(PreTrainedConfig):
     dropout: float | int = 0.0
     num_classes: int = 0
     output_distribution: str | None = None
+    num_logistic_mix: int = 10
     input_encoding: str = "scaled"
     format_version: int = FORMAT_VERSION
+    class_prior: list[float | int] | tuple[float | int, ...] | str | None = None
+    class_temperature: float | int = 1.0
+    generative_weight: float | int = 0.5
 
     def __post_init__(self, **kwargs):
         self.image_size = as_height_and_width(self.image_size)
+        if isinstance(self.class_prior, tuple):
+            self.class_prior = list(self.class_prior)
         if self.output_distribution is None:
             self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
         if self.num_classes > 0 and self.id2label is None:
@@ -105,9 +122,30 @@ class CausalImageModelingConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     @property
+    def num_channel_groups(self) -> int:
+        """
+        Groups that features are split into, so that the network predicts a channel from the earlier ones of its pixel:
+        one a channel; a single one with a mixture, which joins the channels itself and whose network sees earlier
+        pixels only.
+        """
+        return 1 if self.output_distribution == "logistic_mixture" else self.num_channels
+
+    @property
     def rows_seen_above(self) -> int:
         """How many rows above its own a dimension can depend on."""
         return self.first_kernel_size // 2 + self.num_hidden_layers * (self.kernel_size // 2)
+
+    def first_row_seen(self, row: int) -> int:
+        """The row to begin at so that a network run on part of the image is right from `row` on."""
+        return max(0, row - self.rows_seen_above)
+
+    def class_ids_of(self, classes: Iterable[int | str]) -> list[int]:
+        """Ids of classes given by number or by their name in `id2label`; a name that does not exist is a ValueError."""
+        classes, names = list(classes), self.label2id if self.num_classes else {}
+        unknown = [name for name in classes if isinstance(name, str) and name not in names]
+        if unknown:
+            raise ValueError(f"There is no class {unknown[0]!r}; the model has {list(names) or 'no classes'}.")
+        return [names[name] if isinstance(name, str) else name for name in classes]
 
     def validate_sizes(self):
         size = as_height_and_width(self.image_size)
@@ -118,6 +156,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
             "num_hidden_layers": 1,
             "head_hidden_size": 1,
             "num_head_layers": 0,
+            "num_logistic_mix": 1,
             "num_classes": 0,
         }.items():
             if getattr(self, name) < least:
@@ -142,9 +181,10 @@ class CausalImageModelingConfig(PreTrainedConfig):
             )
 
     def validate_output_distribution(self):
-        if self.output_distribution not in ("bernoulli", "categorical"):
+        if self.output_distribution not in ("bernoulli", "categorical", "logistic_mixture"):
             raise ValueError(
-                f"`output_distribution` must be 'bernoulli' or 'categorical', got {self.output_distribution!r}."
+                "`output_distribution` must be 'bernoulli', 'categorical' or 'logistic_mixture', "
+                f"got {self.output_distribution!r}."
             )
         if self.output_distribution == "bernoulli" and self.num_levels != 2:
             raise ValueError(
@@ -156,7 +196,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
         if self.num_channels < 1:
             raise ValueError(f"`num_channels` must be at least 1, got {self.num_channels}.")
         for name in ("hidden_size", "head_hidden_size"):
-            if getattr(self, name) % self.num_channels:
+            if getattr(self, name) % self.num_channel_groups:
                 raise ValueError(
                     f"`{name}` must be divisible by `num_channels` ({self.num_channels}), because features are split "
                     f"into one group a channel, got {getattr(self, name)}."
@@ -168,6 +208,23 @@ class CausalImageModelingConfig(PreTrainedConfig):
                 f"`id2label` must name each of the {self.num_classes} classes (`num_classes`), "
                 f"got {len(self.id2label)} names."
             )
+
+    def validate_classification(self):
+        prior = self.class_prior
+        if isinstance(prior, str) and prior != "learned":
+            raise ValueError(f"`class_prior` must be None, a list of probabilities or 'learned', got {prior!r}.")
+        if isinstance(prior, list | tuple):
+            if len(prior) != self.num_classes:
+                raise ValueError(
+                    f"`class_prior` must have one probability for each of the {self.num_classes} classes "
+                    f"(`num_classes`), got {len(prior)}."
+                )
+            if not min(prior) >= 0 or not abs(sum(prior) - 1) <= 1e-5:
+                raise ValueError(f"`class_prior` must be probabilities that sum to 1, got {prior}, sum {sum(prior)}.")
+        if not 0 < self.class_temperature < math.inf:
+            raise ValueError(f"`class_temperature` must be a finite number above 0, got {self.class_temperature}.")
+        if not 0 <= self.generative_weight <= 1:
+            raise ValueError(f"`generative_weight` must be in [0, 1], got {self.generative_weight}.")
 
 
 __all__ = ["CausalImageModelingConfig", "as_height_and_width"]

@@ -9,8 +9,8 @@ class PixelCNNConfig(CausalImageModelingConfig):
     Configuration of a PixelCNN: one stack of masked convolutions in residual bottleneck blocks.
 
     The fields are those of [`CausalImageModelingConfig`]; `num_hidden_layers` counts residual blocks, whose
-    bottleneck has `hidden_size // 2` features, so `hidden_size` must be divisible by `2 * num_channels`. The defaults
-    describe the binary 28×28 model with 307,073 parameters.
+    bottleneck has `hidden_size // 2` features, so `hidden_size` must be divisible by `2 * num_channel_groups`. The
+    defaults describe the binary 28×28 model with 307,073 parameters.
 
     Reference: van den Oord et al. 2016, Pixel Recurrent Neural Networks, sections 3.2-3.4,
     https://huggingface.co/papers/1601.06759
@@ -31,10 +31,12 @@ class PixelCNNConfig(CausalImageModelingConfig):
 
     def validate_channel_groups(self):
         super().validate_channel_groups()
-        if self.hidden_size % (2 * self.num_channels):
+        groups = self.num_channel_groups
+        if self.hidden_size % (2 * groups):
+            divisor = "2" if groups == 1 else f"2 * `num_channels` ({2 * groups})"
             raise ValueError(
-                f"`hidden_size` must be divisible by 2 * `num_channels` ({2 * self.num_channels}), because the "
-                f"bottleneck of hidden_size // 2 features is split into one group a channel, got {self.hidden_size}."
+                f"`hidden_size` must be divisible by {divisor}, because the bottleneck of hidden_size // 2 features is "
+                f"split into one group a channel, got {self.hidden_size}."
             )
 
 

@@ -7,6 +7,7 @@ exceeds the number. So every sampler draws the same image, at any batch size.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,11 +40,15 @@ class PixelCNNGenerateOutput(ModelOutput):
             log-probabilities as long as no processor changes them.
         num_iterations (`int`, *optional*):
             Full forwards that an iterative sampler took.
+        effective_sample_size (`torch.DoubleTensor` of shape `(batch,)`, *optional*, returned when `num_resamples` is
+            above 1): How many equally good completions the weighted ones of an image are worth, (Σw)² / Σw²: from 1,
+            where a single one explains what is given, to `num_resamples`.
     """
 
     sequences: torch.LongTensor | None = None
     scores: tuple[torch.FloatTensor, ...] | None = None
     num_iterations: int | None = None
+    effective_sample_size: torch.DoubleTensor | None = None
 
 
 class PixelCNNGenerationConfig(GenerationConfig):
@@ -56,6 +61,15 @@ class PixelCNNGenerationConfig(GenerationConfig):
         top_k (`int`, defaults to 0): Keep only the `top_k` most probable levels; 0 keeps all.
         top_p (`float`, defaults to 1.0): Keep the smallest set of levels whose probability reaches `top_p`.
         min_p (`float`, defaults to 0.0): Keep levels with at least `min_p` times the probability of the most probable.
+        guidance_scale (`float`, defaults to 1.0): How strongly images show their class: log-probabilities become
+            those without a class plus `guidance_scale` times what the class adds to them, normalised again, before any
+            other setting (Ho & Salimans 2021, https://huggingface.co/papers/2207.12598). 1 is the model itself; any
+            other value needs a class-conditional model trained with class dropout, and doubles the work.
+        num_resamples (`int`, defaults to 1): Completions that are drawn of each image, of which one is kept, with a
+            probability in proportion to its weight: the product of the conditional probabilities, in the model (or the
+            guided model) before other settings, of the given dimensions that come after a free one. So free dimensions
+            heed what is given after them: approximately, and exactly in the limit of many completions
+            (sampling-importance-resampling; Smith & Gelfand 1992, Bayesian Statistics without Tears).
         use_cache (`bool`, defaults to `True`): `False` turns `sampler="cached"` into `"naive"`.
         return_dict_in_generate (`bool`, defaults to `False`): Return a [`PixelCNNGenerateOutput`].
         output_scores (`bool`, defaults to `False`): Keep the scores of every dimension in that output.
@@ -83,6 +97,8 @@ class PixelCNNGenerationConfig(GenerationConfig):
             "top_k": 0,
             "top_p": 1.0,
             "min_p": 0.0,
+            "guidance_scale": 1.0,
+            "num_resamples": 1,
             "use_cache": True,
             "return_dict_in_generate": False,
             "output_scores": False,
@@ -92,7 +108,8 @@ class PixelCNNGenerationConfig(GenerationConfig):
         for name in ("do_sample", "use_cache", "return_dict_in_generate", "output_scores"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-        for name in ("temperature", "top_k", "top_p", "min_p"):
+        check_count("num_resamples", self.num_resamples)
+        for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
                 raise TypeError(f"`{name}` must be {'an int' if name == 'top_k' else 'a number'}, got {value!r}.")
@@ -104,6 +121,12 @@ class PixelCNNGenerationConfig(GenerationConfig):
             raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"`min_p` must be in [0, 1], got {self.min_p}.")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"`guidance_scale` must be a finite number of at least 0, got {self.guidance_scale}.")
+        if self.num_resamples > 1 and not self.do_sample:
+            raise ValueError(
+                f"`num_resamples={self.num_resamples}` needs `do_sample=True`: all completions would be the same."
+            )
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -134,23 +157,32 @@ class PixelCNNGenerationConfig(GenerationConfig):
 
 
 def draw_noise(
-    generator: torch.Generator | list[torch.Generator] | None, num_images: int, num_dims: int, device: torch.device
+    generator: torch.Generator | list[torch.Generator] | None,
+    num_images: int,
+    num_dims: int,
+    device: torch.device,
+    num_resamples: int = 1,
 ) -> torch.Tensor:
     r"""
-    The random numbers of a request: for each image one call `torch.rand(num_dims, dtype=torch.float64)`.
+    The random numbers of a request: for each image one call `torch.rand(num_dims, dtype=torch.float64)`; with
+    `num_resamples` above 1 as many calls as that, one a completion, and then `torch.rand(1, dtype=torch.float64)` for
+    the choice between them.
 
     Drawn on the generator's device (the CPU without one), so that a CPU generator gives the same numbers to every
     device. A list of generators gives image i what its own generator gives.
 
     Returns:
-        `torch.DoubleTensor` of shape `(num_dims, num_images)` on `device`.
+        `torch.DoubleTensor` on `device`, of shape `(num_dims, num_images)`, or `(num_resamples * num_dims + 1,
+        num_images)` with `num_resamples` above 1.
     """
     generators = generator if isinstance(generator, (list, tuple)) else [generator] * num_images
-    numbers = [
-        torch.rand(num_dims, dtype=torch.float64, generator=g, device="cpu" if g is None else g.device)
-        for g in generators
-    ]
-    return torch.stack(numbers, dim=1).to(device)
+    sizes = [num_dims] if num_resamples == 1 else [num_dims] * num_resamples + [1]
+
+    def numbers(g):
+        where = "cpu" if g is None else g.device
+        return torch.cat([torch.rand(size, dtype=torch.float64, generator=g, device=where) for size in sizes])
+
+    return torch.stack([numbers(g) for g in generators], dim=1).to(device)
 
 
 def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -172,78 +204,53 @@ def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return torch.minimum(first, last)
 
 
+@contextlib.contextmanager
+def sampling_state(model):
+    """Evaluation mode, set back afterwards; no gradients; no autocast, as products write in place in the own dtype."""
+    training_modules = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        for module in training_modules:
+            module.training = True
+
+
 class Canvas:
     r"""
-    The images being drawn, and how their levels are decided from parameters.
+    The images of one pass over all dimensions, and the order of the pass.
 
+    How a level is decided is left to a subclass: the samplers draw it, the codec takes it from an image or a stream.
     Dimensions are numbered in raster order; `levels` is `(batch, height * width * channels)`.
 
     Args:
         distribution ([`OutputDistribution`]): What parameters mean.
         shape (`(batch, channels, height, width)`): Of the images.
-        noise (`torch.DoubleTensor` of shape `(dims, batch)`): See [`draw_noise`].
-        known (`torch.BoolTensor` of the shape of the images, *optional*), given (`torch.LongTensor`, likewise):
-            Where levels are given, and which.
-        processors (`LogitsProcessorList`): Applied to the log-probabilities.
-        do_sample (`bool`): Draw levels by the noise rule, or take the most probable ones.
-        keep_scores (`bool`): Whether to keep the processed log-probabilities of every dimension.
+        device (`torch.device`): Of the levels.
         on_row (callable): Called with `(row, levels)`, `(batch, channels, width)`, when a row is finished.
     """
 
-    def __init__(self, distribution, shape, noise, known, given, processors, do_sample, keep_scores, on_row):
-        batch, self.channels, self.height, self.width = shape
-        self.distribution, self.noise, self.processors = distribution, noise.contiguous(), processors
-        self.do_sample, self.on_row = do_sample, on_row
-        self.scores = [] if keep_scores else None
-        self.known = None
-        self.noise_of = self.noise.unbind(0)
-        self.levels = torch.zeros(batch, noise.shape[0], dtype=torch.long, device=noise.device)
-        if known is not None:
-            self.known, given = (x.permute(0, 2, 3, 1).flatten(1).to(noise.device) for x in (known, given))
-            self.levels.copy_(given)  # 0 where free
-            self.any_known = self.known.any(0).tolist()
-        self.levels_of = self.levels.unbind(1)
+    copies = 1  # of every image in the batch of the network
 
-    def choose(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Levels `(n,)` of scores `(n, num_levels)` and numbers `(n,)`."""
-        if self.do_sample:
-            return choose_levels(scores, noise)
-        highest, level = scores.max(-1)
-        return torch.where(highest.isfinite(), level, -1)
+    def __init__(self, distribution, shape, device, on_row):
+        batch, self.channels, self.height, self.width = shape
+        self.distribution, self.on_row = distribution, on_row
+        dims = self.channels * self.height * self.width
+        self.levels = torch.zeros(batch, dims, dtype=torch.long, device=device)
+
+    def level_logits(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
+        """Log-probabilities `(batch, num_levels)` of a dimension, given the parameters of its pixel."""
+        channel = dimension % self.channels
+        return self.distribution.level_logits(parameters, channel, self.levels[:, dimension - channel : dimension])
 
     def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
-        """Draw one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
-        channel = dimension % self.channels
-        previous = self.levels[:, dimension - channel : dimension]
-        scores = self.distribution.level_logits(parameters, channel, previous)
-        if self.processors:
-            shape = scores.shape
-            scores = self.processors(self.levels[:, :dimension].clone(), scores)
-            if scores.shape != shape:
-                raise ValueError(
-                    f"A logits processor must keep the shape of the scores, {tuple(shape)}, got {tuple(scores.shape)}."
-                )
-        if self.scores is not None:
-            self.scores.append(scores)
-        level = self.choose(scores, self.noise_of[dimension])
-        if self.known is not None and self.any_known[dimension]:
-            level = torch.where(self.known[:, dimension], self.levels_of[dimension], level)
-        return self.levels_of[dimension].copy_(level)
+        """Decide one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
+        raise NotImplementedError
 
-    def decide_rows(self, pixels: torch.Tensor, first_row: int) -> torch.Tensor:
-        """Draw all rows from `first_row` on at once, given their pixels' parameters; returns levels `(batch, n)`."""
-        start = first_row * self.width * self.channels
-        levels = self.levels[:, start:].unflatten(1, (*pixels.shape[1:3], self.channels)).clone()
-        noise = self.noise[start:].T.view_as(levels)
-        known = None if self.known is None else self.known[:, start:].view_as(levels)
-        for channel in range(self.channels):
-            scores = self.distribution.level_logits(pixels, channel, levels[..., :channel])
-            scores = self.processors(None, scores.flatten(0, -2))
-            level = self.choose(scores, noise[..., channel].flatten().contiguous()).view_as(levels[..., channel])
-            if known is not None:
-                level = torch.where(known[..., channel], levels[..., channel], level)
-            levels[..., channel] = level
-        return levels.flatten(1)
+    def for_network(self, batch: torch.Tensor) -> torch.Tensor:
+        """A batch of images or levels as the network gets it: `copies` times."""
+        return batch if self.copies == 1 else torch.cat([batch] * self.copies)
 
     def images(self) -> torch.Tensor:
         """The canvas as `(batch, channels, height, width)`; the place that notices broken probabilities."""
@@ -270,6 +277,119 @@ class Canvas:
             size = self.width * self.channels
             levels = self.levels[:, row * size : (row + 1) * size].unflatten(1, (self.width, self.channels))
             self.on_row(row, levels.transpose(1, 2))
+
+
+class GuidedDistribution:
+    r"""
+    What guidance makes of an output distribution: log-probabilities without a class plus `scale` times what the class
+    adds to them, normalised. The parameters of a batch are those with classes, then those without.
+    """
+
+    def __init__(self, distribution, scale: float):
+        self.distribution, self.scale = distribution, scale
+
+    def level_logits(self, parameters: torch.Tensor, channel: int, previous: torch.Tensor) -> torch.Tensor:
+        logits = self.distribution.level_logits(parameters, channel, torch.cat((previous, previous)))
+        with_class, without = logits.chunk(2)
+        return (without + self.scale * (with_class - without)).log_softmax(-1)
+
+
+class SampledCanvas(Canvas):
+    r"""
+    Images being drawn, by the noise rule.
+
+    Args:
+        distribution, shape, on_row: See [`Canvas`].
+        noise (`torch.DoubleTensor` of shape `(dims, batch)`): See [`draw_noise`].
+        known (`torch.BoolTensor` of the shape of the images, *optional*), given (`torch.LongTensor`, likewise):
+            Where levels are given, and which.
+        processors (`LogitsProcessorList`): Applied to the log-probabilities.
+        guidance_scale (`float`): With a value other than 1 the network sees every image twice, first all with their
+            classes, then all without; see [`PixelCNNGenerationConfig`].
+        do_sample (`bool`): Draw levels by the noise rule, or take the most probable ones.
+        keep_scores (`bool`): Whether to keep the processed log-probabilities of every dimension.
+        keep_weights (`bool`): Whether to keep the log-probabilities of given dimensions that come after free ones.
+    """
+
+    def __init__(
+        self,
+        distribution,
+        shape,
+        noise,
+        known,
+        given,
+        processors,
+        guidance_scale,
+        do_sample,
+        keep_scores,
+        keep_weights,
+        on_row,
+    ):
+        if guidance_scale != 1:
+            distribution, self.copies = GuidedDistribution(distribution, guidance_scale), 2
+        super().__init__(distribution, shape, noise.device, on_row)
+        self.noise, self.processors, self.do_sample = noise.contiguous(), processors, do_sample
+        self.scores = [] if keep_scores else None
+        self.known = None
+        self.noise_of = self.noise.unbind(0)
+        if known is not None:
+            self.known, given = (x.permute(0, 2, 3, 1).flatten(1).to(noise.device) for x in (known, given))
+            self.levels.copy_(given)  # 0 where free
+            self.any_known = self.known.any(0).tolist()
+        self.weighed = None
+        if keep_weights:
+            self.weighed = self.known & ((~self.known).cumsum(1) > 0)  # given, after the first free one
+            self.any_weighed = self.weighed.any(0).tolist()
+            self.given_log_prob = torch.zeros_like(self.levels, dtype=torch.float64)
+        self.levels_of = self.levels.unbind(1)
+
+    def choose(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Levels `(n,)` of scores `(n, num_levels)` and numbers `(n,)`."""
+        if self.do_sample:
+            return choose_levels(scores, noise)
+        highest, level = scores.max(-1)
+        return torch.where(highest.isfinite(), level, -1)
+
+    def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
+        """Draw one dimension of all images."""
+        scores = self.level_logits(parameters, dimension)
+        if self.weighed is not None and self.any_weighed[dimension]:
+            self.given_log_prob[:, dimension] = scores.gather(1, self.levels[:, dimension, None])[:, 0]
+        if self.processors:
+            shape = scores.shape
+            scores = self.processors(self.levels[:, :dimension].clone(), scores)
+            if scores.shape != shape:
+                raise ValueError(
+                    f"A logits processor must keep the shape of the scores, {tuple(shape)}, got {tuple(scores.shape)}."
+                )
+        if self.scores is not None:
+            self.scores.append(scores)
+        level = self.choose(scores, self.noise_of[dimension])
+        if self.known is not None and self.any_known[dimension]:
+            level = torch.where(self.known[:, dimension], self.levels_of[dimension], level)
+        return self.levels_of[dimension].copy_(level)
+
+    def decide_rows(self, pixels: torch.Tensor, first_row: int) -> torch.Tensor:
+        """Draw all rows from `first_row` on at once, given their pixels' parameters; returns levels `(batch, n)`."""
+        start = first_row * self.width * self.channels
+        levels = self.levels[:, start:].unflatten(1, (*pixels.shape[1:3], self.channels)).clone()
+        noise = self.noise[start:].T.view_as(levels)
+        known = None if self.known is None else self.known[:, start:].view_as(levels)
+        for channel in range(self.channels):
+            scores = self.distribution.level_logits(pixels, channel, levels[..., :channel])
+            if self.weighed is not None:
+                given_log_prob = scores.gather(-1, levels[..., channel, None])[..., 0]
+                self.given_log_prob[:, start + channel :: self.channels] = given_log_prob.flatten(1)
+            scores = self.processors(None, scores.flatten(0, -2))
+            level = self.choose(scores, noise[..., channel].flatten().contiguous()).view_as(levels[..., channel])
+            if known is not None:
+                level = torch.where(known[..., channel], levels[..., channel], level)
+            levels[..., channel] = level
+        return levels.flatten(1)
+
+    def log_weights(self) -> torch.Tensor:
+        """log p of the given dimensions after free ones, of each image, given their past: `(batch,)`, float64."""
+        return torch.where(self.weighed, self.given_log_prob, 0).sum(1)
 
 
 class PixelCNNGenerationMixin:
@@ -311,7 +431,7 @@ class PixelCNNGenerationMixin:
             known_mask (`torch.BoolTensor`, broadcastable to `pixel_values`):
                 True where a level is given and kept; values elsewhere are ignored. Exact conditioning when all given
                 dimensions precede all free ones in raster order; otherwise a free dimension is drawn given its past
-                alone, whatever is given after it.
+                alone, whatever is given after it; `num_resamples` then draws several completions and keeps a good one.
             class_ids (`torch.LongTensor` of shape `(batch,)`, a list or an `int`, *optional*):
                 Classes for a conditional model, -1 for none. One class expands to `num_images`.
             num_images (`int`, *optional*):
@@ -325,8 +445,9 @@ class PixelCNNGenerationMixin:
                 log-probabilities `(batch, num_levels)` of the next dimension.
             generator (`torch.Generator` or a list of them, one an image, *optional*):
                 Source of the noise: one `torch.rand(height * width * channels, dtype=torch.float64)` an image, in
-                raster order, given dimensions included. With one generator, `generate(num_images=4)` equals four
-                calls with `num_images=1`; with a list, image i is what its own generator gives alone.
+                raster order, given dimensions included (with `num_resamples`, see [`draw_noise`]). With one generator,
+                `generate(num_images=4)` equals four calls with `num_images=1`; with a list, image i is what its own
+                generator gives alone.
             sampler (`str`, defaults to `"cached"`):
                 `"cached"` computes every activation once, at the cost of about one forward pass an image. `"naive"`,
                 the reference, runs a full forward for every dimension. `"fixed_point"` runs full forwards on the same
@@ -339,7 +460,8 @@ class PixelCNNGenerationMixin:
             return_dict_in_generate (`bool`, *optional*):
                 Return a [`PixelCNNGenerateOutput`] instead of the levels alone.
             max_batch_size (`int`, *optional*):
-                Draw at most so many images at a time. The noise of all is drawn first, so the images are the same.
+                Draw at most so many images at a time (each of `num_resamples` completions is one). The noise of all is
+                drawn first, so the images are the same.
             streamer (callable, *optional*):
                 Called with `(images, row, levels)` as soon as a row is finished: which images (a `slice` of the
                 request), the number of the row, and its levels, `torch.LongTensor` `(n, channels, width)`.
@@ -372,12 +494,26 @@ class PixelCNNGenerationMixin:
             raise ValueError("The model is on the meta device: it has no weights to draw with.")
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
         class_ids = self._request_class_ids(class_ids, shape[0])
+        if config.guidance_scale != 1 and (class_ids is None or class_ids.min() < 0):
+            what = "an unconditional model" if class_ids is None else "images of class -1, which means no class"
+            raise ValueError(
+                f"`guidance_scale={config.guidance_scale}` compares a class with no class, so it cannot go with {what}."
+            )
         known, given = self._request_known(pixel_values, known_mask, shape)
-        noise = draw_noise(generator, shape[0], shape[1] * shape[2] * shape[3], self.device)
+        num_dims, resamples = shape[1] * shape[2] * shape[3], config.num_resamples
+        if resamples > 1 and (known is None or streamer is not None):
+            what = "`pixel_values` and `known_mask`: it weighs" if known is None else "no `streamer`: it chooses from"
+            raise ValueError(f"`num_resamples={resamples}` needs {what} finished completions of given images.")
+        noise = draw_noise(generator, shape[0], num_dims, self.device, resamples)
+        if resamples > 1:  # from here on every completion is an image
+            shape = (shape[0] * resamples, *shape[1:])
+            known, given, class_ids = (
+                None if x is None else x.repeat_interleave(resamples, dim=0) for x in (known, given, class_ids)
+            )
+            choice = noise[-1]
+            noise = noise[:-1].unflatten(0, (resamples, num_dims)).permute(1, 2, 0).flatten(1)
 
-        training_modules = [module for module in self.modules() if module.training]
-        self.eval()
-        sequences, scores, num_iterations = [], [], None
+        sequences, scores, log_weights, num_iterations = [], [], [], None
         progress = tqdm(total=shape[0] * shape[2], desc="Sampling", unit="row", disable=not show_progress)
         try:
             step = max_batch_size or shape[0]
@@ -391,23 +527,28 @@ class PixelCNNGenerationMixin:
                             streamer(images, row, levels.clone())
 
                 part = [None if x is None else x[images] for x in (known, given, class_ids)]
-                # Sampling runs in the model's own dtype: autocast has no say in products that write in place.
-                with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-                    canvas = Canvas(
+                with sampling_state(self):
+                    canvas = SampledCanvas(
                         self.output_distribution,
                         (count, *shape[1:]),
                         noise[:, images],
                         *part[:2],
                         processors,
+                        config.guidance_scale,
                         config.do_sample,
                         config.output_scores,
+                        resamples > 1,
                         on_row,
                     )
+                    if canvas.copies > 1:
+                        part[2] = torch.cat((part[2], torch.full_like(part[2], -1)))
                     iterations = samplers[sampler](canvas, part[2])
                 if iterations is not None:
                     num_iterations = max(iterations, num_iterations or 0)
                 sequences.append(canvas.images())
                 scores.append(canvas.scores)
+                if resamples > 1:
+                    log_weights.append(canvas.log_weights())
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise torch.OutOfMemoryError(
@@ -417,33 +558,42 @@ class PixelCNNGenerationMixin:
             raise
         finally:
             progress.close()
-            for module in training_modules:
-                module.training = True
         levels = torch.cat(sequences)  # a normal tensor, outside inference mode: training may use it
+        scores = tuple(map(torch.cat, zip(*scores, strict=True))) if config.output_scores else None
+        sample_size = None
+        if resamples > 1:
+            log_weights = torch.cat(log_weights).view(-1, resamples)  # (images, completions)
+            chosen = choose_levels(log_weights, choice)
+            if chosen.min() < 0:
+                raise ValueError(
+                    "There is an image none of whose completions has a probability above 0 together with what is given."
+                )
+            chosen += torch.arange(0, len(levels), resamples, device=chosen.device)
+            levels = levels[chosen]
+            scores = None if scores is None else tuple(x[chosen] for x in scores)
+            sample_size = 1 / log_weights.softmax(1).square().sum(1)
         if not config.return_dict_in_generate:
             return levels
-        if config.output_scores:
-            scores = tuple(torch.cat(parts) for parts in zip(*scores, strict=True))
         return PixelCNNGenerateOutput(
-            sequences=levels, scores=scores if config.output_scores else None, num_iterations=num_iterations
+            sequences=levels, scores=scores, num_iterations=num_iterations, effective_sample_size=sample_size
         )
 
     def _sample_naive(self, canvas: Canvas, class_ids: torch.Tensor | None):
         """The reference: one full forward for every dimension."""
         for row, column, _, dimension in canvas.raster():
-            parameters = self(canvas.images(), class_ids=class_ids, return_dict=True).logits
+            parameters = self(canvas.for_network(canvas.images()), class_ids=class_ids, return_dict=True).logits
             canvas.decide(self.output_distribution.pixels(parameters)[:, row, column], dimension)
 
     def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None):
         """Every activation once; see [`SamplingCache`]."""
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
-        cache = self.sampling_cache_class(self, len(canvas.levels), canvas.width, class_ids)
+        cache = self.sampling_cache_class(self, canvas.copies * len(canvas.levels), canvas.width, class_ids)
         for _, column, channel, dimension in canvas.raster():
             if column == channel == 0:
                 cache.start_row()
             level = canvas.decide(cache.parameters(column, channel), dimension)
-            cache.observe(column, channel, level)
+            cache.observe(column, channel, canvas.for_network(level))
 
     def _sample_fixed_point(self, canvas: Canvas, class_ids: torch.Tensor | None) -> int:
         """
@@ -455,8 +605,10 @@ class PixelCNNGenerationMixin:
         final_rows = iterations = 0
         row_size = canvas.width * canvas.channels
         while final_rows < canvas.height:
-            top = max(0, final_rows - self.config.rows_seen_above)
-            parameters = self(canvas.images()[:, :, top:], class_ids=class_ids, return_dict=True).logits
+            top = self.config.first_row_seen(final_rows)
+            parameters = self(
+                canvas.for_network(canvas.images())[:, :, top:], class_ids=class_ids, return_dict=True
+            ).logits
             pixels = self.output_distribution.pixels(parameters)[:, final_rows - top :]
             levels = canvas.decide_rows(pixels, final_rows)
             changed = (levels != canvas.levels[:, final_rows * row_size :]).any(0)

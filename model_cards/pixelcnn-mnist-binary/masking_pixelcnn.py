@@ -5,7 +5,7 @@ The past of a dimension is what comes before it in raster order: rows above, pix
 channels of its own pixel. Rows and columns are handled by the shape of a kernel wherever that is possible; a mask is
 needed for the right half of a square kernel's centre row and, in colour images, for the channels of the centre tap.
 
-For the latter the features of every layer are split into `num_channels` equal groups. Group r may use what is known
+For the latter the features of every layer are split into equal groups, one a channel. Group r may use what is known
 when channel r is predicted: at the centre tap, mask type "A" (first layer, whose input is the image itself) lets it see
 groups before r, type "B" (later layers) groups up to and including r.
 
@@ -18,20 +18,20 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def feature_groups(num_features: int, num_channels: int, num_parts: int = 1) -> torch.Tensor:
+def feature_groups(num_features: int, num_groups: int, num_parts: int = 1) -> torch.Tensor:
     r"""
     The colour channel that each feature belongs to.
 
     Args:
-        num_features (`int`): Number of features, divisible by `num_channels * num_parts`.
-        num_channels (`int`): Number of colour channels.
+        num_features (`int`): Number of features, divisible by `num_groups * num_parts`.
+        num_groups (`int`): Number of colour channels, or 1 where features are not split.
         num_parts (`int`): Equal parts that are each split into groups, 2 for the halves that enter a gate.
 
     Returns:
-        `torch.LongTensor` of shape `(num_features,)` with values `0 ... num_channels - 1`.
+        `torch.LongTensor` of shape `(num_features,)` with values `0 ... num_groups - 1`.
     """
-    channels = torch.arange(num_channels, device="cpu")  # whatever the default device is
-    return channels.repeat_interleave(num_features // (num_channels * num_parts)).repeat(num_parts)
+    groups = torch.arange(num_groups, device="cpu")  # whatever the default device is
+    return groups.repeat_interleave(num_features // (num_groups * num_parts)).repeat(num_parts)
 
 
 def causal_mask(
@@ -63,13 +63,21 @@ class CausalConv2d(nn.Conv2d):
     r"""
     Base of the convolutions below: zero padding on each side by its own amount, and a mask where one is needed.
 
-    Input `(batch, in_channels, height, width)`, output `(batch, out_channels, height, width)`. The parameter is never
-    written to: a masked weight is replaced by zero on its way into the convolution, so its gradient is zero.
+    Input `(batch, in_channels, height, width)`, output `(batch, out_channels, height, width)`, divided by the stride.
+    The parameter is never written to: a masked weight is replaced by zero on its way into the convolution, so its
+    gradient is zero.
 
     Attributes:
         padding_sides (`(left, right, top, bottom)`): Zero rows and columns around the image; -1 removes one.
+        init_scale (`float`): What the initial standard deviation of the output is multiplied by.
+        gain (`nn.Parameter` of shape `(out_channels,)`, or `None`): With weight normalisation the norm of the visible
+            weight of each output, of which `weight` then gives the direction only (Salimans & Kingma 2016,
+            https://huggingface.co/papers/1602.07868).
+        share_of_taps (`float`): How much of the visible weight acts on one output.
         mask (`torch.BoolTensor` of the shape of the visible weight, or `None`): See [`causal_mask`].
     """
+
+    share_of_taps = 1.0
 
     def __init__(
         self,
@@ -78,9 +86,13 @@ class CausalConv2d(nn.Conv2d):
         kernel_size: int | tuple[int, int],
         padding_sides: tuple[int, int, int, int],
         bias: bool = True,
+        stride: int = 1,
+        init_scale: float = 1.0,
+        weight_norm: bool = False,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, bias=bias)
-        self.padding_sides = padding_sides
+        super().__init__(in_channels, out_channels, kernel_size, stride, bias=bias)
+        self.padding_sides, self.init_scale = padding_sides, init_scale
+        self.gain = nn.Parameter(torch.empty(out_channels)) if weight_norm else None
         mask = self.build_mask()  # not on the weight's device, which is meta in accelerate's `init_empty_weights`
         self.register_buffer("mask", None if mask is None else mask.to(torch.get_default_device()), persistent=False)
 
@@ -93,9 +105,21 @@ class CausalConv2d(nn.Conv2d):
         return weight
 
     def visible_weight(self) -> torch.Tensor:
-        """The weight that acts: cropped to the past and zero where masked."""
+        """The weight that acts: cropped to the past, zero where masked, and normalised."""
         weight = self.kernel(self.weight)
-        return weight if self.mask is None else torch.where(self.mask, weight, 0)
+        if self.mask is not None:
+            weight = torch.where(self.mask, weight, 0)
+        if self.gain is not None:
+            norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
+            weight = weight * (self.gain[:, None, None, None] / norm.clamp(min=torch.finfo(norm.dtype).tiny))
+        return weight
+
+    def fold_weight_norm(self):
+        """Make the normalised weight the parameter, and forget the gain."""
+        if self.gain is not None:
+            with torch.no_grad():
+                self.kernel(self.weight).copy_(self.visible_weight())
+            self.gain = None
 
     def masked(self, weight: torch.Tensor) -> torch.Tensor:
         """A weight of this layer with zeros wherever it never acts."""
@@ -117,7 +141,7 @@ class CausalConv2d(nn.Conv2d):
             x = F.pad(x, self.padding_sides)
         if relu:
             x = F.relu(x)
-        return F.conv2d(x, self.visible_weight(), self.bias)
+        return F.conv2d(x, self.visible_weight(), self.bias, self.stride)
 
 
 class MaskedConv2d(CausalConv2d):
@@ -129,19 +153,19 @@ class MaskedConv2d(CausalConv2d):
         out_channels: int,
         kernel_size: int,
         mask_type: str,
-        num_channels: int = 1,
-        bias: bool = True,
+        num_groups: int = 1,
+        **options,
     ):
         if not isinstance(kernel_size, int):  # libraries that wrap convolutions may take this for an `nn.Conv2d`
             raise TypeError(f"`kernel_size` of a masked convolution must be an int, got {kernel_size}.")
-        self.mask_type, self.num_channels, self.reach = mask_type, num_channels, kernel_size // 2
-        super().__init__(in_channels, out_channels, kernel_size, (self.reach, self.reach, self.reach, 0), bias)
+        self.mask_type, self.num_groups, self.reach = mask_type, num_groups, kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, (self.reach, self.reach, self.reach, 0), **options)
 
     def build_mask(self):
-        if self.kernel_size == (1, 1) and self.num_channels == 1 and self.mask_type == "B":
+        if self.kernel_size == (1, 1) and self.num_groups == 1 and self.mask_type == "B":
             return None
-        out_groups = feature_groups(self.out_channels, self.num_channels)
-        in_groups = feature_groups(self.in_channels, self.num_channels)
+        out_groups = feature_groups(self.out_channels, self.num_groups)
+        in_groups = feature_groups(self.in_channels, self.num_groups)
         return causal_mask(out_groups, in_groups, (self.reach + 1, 2 * self.reach + 1), self.reach, self.mask_type)
 
     def kernel(self, weight):
@@ -151,29 +175,65 @@ class MaskedConv2d(CausalConv2d):
 class VerticalConv2d(CausalConv2d):
     """The rows above and, after the first layer, the current one, whose features then know only the rows above it."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str, **options):
         reach = kernel_size // 2
         rows = reach if mask_type == "A" else reach + 1
         below = -1 if mask_type == "A" else 0  # without the current row the output moves down by one
-        super().__init__(in_channels, out_channels, (rows, kernel_size), (reach, reach, reach, below))
+        super().__init__(in_channels, out_channels, (rows, kernel_size), (reach, reach, reach, below), **options)
 
 
 class HorizontalConv2d(CausalConv2d):
     """The pixels to the left in the same row, and of the centre pixel what the mask type and the channels allow."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str, num_channels: int = 1):
-        self.mask_type, self.num_channels = mask_type, num_channels
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str, num_groups: int = 1):
+        self.mask_type, self.num_groups = mask_type, num_groups
         reach = kernel_size // 2
-        skip_centre = mask_type == "A" and num_channels == 1  # nothing of the pixel may be seen: no tap, no mask
+        skip_centre = mask_type == "A" and num_groups == 1  # nothing of the pixel may be seen: no tap, no mask
         columns = reach if skip_centre else reach + 1
         super().__init__(in_channels, out_channels, (1, columns), (reach, -1 if skip_centre else 0, 0, 0))
 
     def build_mask(self):
-        if self.num_channels == 1:
+        if self.num_groups == 1:
             return None
-        out_groups = feature_groups(self.out_channels, self.num_channels, num_parts=2)  # the two halves of a gate
-        in_groups = feature_groups(self.in_channels, self.num_channels)
+        out_groups = feature_groups(self.out_channels, self.num_groups, num_parts=2)  # the two halves of a gate
+        in_groups = feature_groups(self.in_channels, self.num_groups)
         return causal_mask(out_groups, in_groups, self.kernel_size, self.kernel_size[1] - 1, self.mask_type)
 
 
-__all__ = ["CausalConv2d", "HorizontalConv2d", "MaskedConv2d", "VerticalConv2d", "causal_mask", "feature_groups"]
+class CornerConv2d(CausalConv2d):
+    """The quarter of a k×k kernel above and to the left of its centre, which it includes."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **options):
+        reach = kernel_size // 2
+        super().__init__(in_channels, out_channels, reach + 1, (reach, 0, reach, 0), **options)
+
+
+class UpsamplingConv2d(CausalConv2d):
+    r"""
+    A transposed convolution to twice the height and width.
+
+    The pixel of low resolution (i, j) puts out the rows 2i and 2i + 1 and, `kernel_columns` being 2, the columns 2j and
+    2j + 1; with 3 columns also 2j − 1, so that every column gets something from its right.
+    """
+
+    share_of_taps = 0.25
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_columns: int, **options):
+        super().__init__(in_channels, out_channels, (2, kernel_columns), (0, 0, 0, 0), stride=2, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.kernel_size[1] - 2  # 1: a column is cut off on the left, and one put out for it on the right
+        weight = self.visible_weight().transpose(0, 1)
+        return F.conv_transpose2d(x, weight, self.bias, self.stride, padding=(0, wide), output_padding=(0, wide))
+
+
+__all__ = [
+    "CausalConv2d",
+    "CornerConv2d",
+    "HorizontalConv2d",
+    "MaskedConv2d",
+    "UpsamplingConv2d",
+    "VerticalConv2d",
+    "causal_mask",
+    "feature_groups",
+]

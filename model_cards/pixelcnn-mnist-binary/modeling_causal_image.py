@@ -1,19 +1,22 @@
 """What the models of all families share: pixel encoding, class conditioning, head, initialisation, likelihood."""
 
 import pickle
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .checks_pixelcnn import check_levels
+from .checks_pixelcnn import check_class_ids, check_levels
 from .configuration_causal_image import CausalImageModelingConfig
-from .likelihood_pixelcnn import OUTPUT_DISTRIBUTIONS
+from .likelihood_pixelcnn import OUTPUT_DISTRIBUTIONS, at_least_float32
 from .masking_pixelcnn import CausalConv2d, MaskedConv2d
 
 
@@ -25,9 +28,10 @@ class CausalImageModelingOutput(ModelOutput):
             Mean negative log-likelihood in nats per dimension; divide by ln 2 for bits per dimension.
         logits (`torch.FloatTensor`):
             Parameters of the output distribution: `(batch, channels, height, width)` for `"bernoulli"`,
-            `(batch, channels, height, width, num_levels)` for `"categorical"`.
+            `(batch, channels, height, width, num_levels)` for `"categorical"`, `(batch, height, width, parameters)` for
+            `"logistic_mixture"`.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
-            One `(batch, hidden_size, height, width)` after each layer.
+            The features after each layer, see the family's model.
     """
 
     loss: torch.FloatTensor | None = None
@@ -42,7 +46,7 @@ class CausalImageModelOutput(ModelOutput):
         last_hidden_state (`torch.FloatTensor` of shape `(batch, hidden_size, height, width)`):
             The residual stream after the last layer; the head reads it.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
-            The residual stream after each layer.
+            `(batch, hidden_size, height, width)` after each layer, see the family's model.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -93,20 +97,46 @@ class ClassEmbedding(nn.Embedding):
         return bias[:, :, None, None]
 
 
-class PixelHead(nn.Module):
-    """`num_head_layers` times ReLU and 1×1, then ReLU and the 1×1 that puts out the distribution's parameters."""
+class ClassPrior(nn.Module):
+    """Learned log-probabilities of classes, `(num_classes,)`; equal at the start."""
 
-    def __init__(self, config: CausalImageModelingConfig, num_parameters: int):
+    def __init__(self, num_classes: int):
         super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self) -> torch.Tensor:
+        return at_least_float32(self.logits).log_softmax(-1)
+
+
+class PixelHead(nn.Module):
+    r"""
+    `num_head_layers` times activation and 1×1, then activation and the 1×1 that puts out the distribution's parameters.
+
+    Args:
+        config ([`CausalImageModelingConfig`]): Sizes.
+        num_parameters (`int`): Parameters of a pixel.
+        activation (callable): Applied before each layer.
+        options: Of the layers, see [`CausalConv2d`].
+    """
+
+    def __init__(
+        self,
+        config: CausalImageModelingConfig,
+        num_parameters: int,
+        activation: Callable[[torch.Tensor], torch.Tensor] = F.relu,
+        **options,
+    ):
+        super().__init__()
+        self.activation = activation
         sizes = [config.hidden_size] + [config.head_hidden_size] * config.num_head_layers + [num_parameters]
         self.layers = nn.ModuleList(
-            MaskedConv2d(size, next_size, 1, mask_type="B", num_channels=config.num_channels)
+            MaskedConv2d(size, next_size, 1, mask_type="B", num_groups=config.num_channel_groups, **options)
             for size, next_size in pairwise(sizes)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            x = layer(x, relu=True)
+            x = layer(self.activation(x))
         return x
 
 
@@ -117,7 +147,12 @@ class CausalImagePreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _keys_to_ignore_on_load_unexpected = [r"^class_prior\."]  # which only a classifier has
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so accumulation and processes add up
+
+    def head_options(self) -> dict:
+        """What the family's head has besides its sizes; see [`PixelHead`]."""
+        return {}
 
     def __init__(self, config, *args, **kwargs):
         config.validate()  # fields may have been assigned since it was made
@@ -129,7 +164,11 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         Convolutions: N(0, 1 / fan_in), where fan_in counts the inputs that an output really sees behind its mask (LeCun
         et al. 1998, Efficient BackProp, section 4.6), so that activations start with the variance of the image
         whatever the kernel. Biases 0. Embeddings of levels N(0, 1), the scale of a normalised pixel; embeddings of
-        classes N(0, 0.02²), so that all classes start almost alike. Describes masks too, because loading asks for that.
+        classes N(0, 0.02²), so that all classes start almost alike; a learned prior starts uniform. Describes masks
+        too, because loading asks for that.
+
+        With weight normalisation directions are N(0, 0.05²), as in the code of PixelCNN++, and gains give the same
+        variance; [`~CausalImagePreTrainedModel.initialize_from_data`] then fits gains and biases to images.
         """
         if isinstance(module, CausalConv2d):
             visible = torch.ones_like(module.kernel(module.weight), dtype=torch.bool)
@@ -137,13 +176,53 @@ class CausalImagePreTrainedModel(PreTrainedModel):
                 visible = module.build_mask().to(module.mask.device)
                 init.copy_(module.mask, visible)
             if not getattr(module.weight, "_is_hf_initialized", False):  # loaded already: draw nothing
-                fan_in = visible.sum(dim=(1, 2, 3), keepdim=True)
+                fan_in = module.share_of_taps * visible.sum(dim=(1, 2, 3), keepdim=True)
+                std = module.init_scale * fan_in.rsqrt() if module.gain is None else 0.05
                 module.weight.zero_()
-                module.kernel(module.weight).normal_().mul_(visible * fan_in.rsqrt())
+                module.kernel(module.weight).normal_().mul_(visible * std)
+            if module.gain is not None:
+                init.constant_(module.gain, module.init_scale * module.share_of_taps**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=0.02 if isinstance(module, ClassEmbedding) else 1.0)
+        elif isinstance(module, ClassPrior):
+            init.zeros_(module.logits)
+
+    @torch.no_grad()
+    def initialize_from_data(self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None):
+        r"""
+        Data-dependent initialisation of weight-normalised layers: gains and biases such that, layer after layer, every
+        output has mean 0 and the standard deviation that the layer starts with over these images. Other layers stay as
+        they are, so a model without weight normalisation does not change.
+
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Some training images.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Their classes.
+
+        Reference: Salimans & Kingma 2016, Weight Normalization, section 3, https://huggingface.co/papers/1602.07868
+        """
+
+        def normalise(layer, inputs, output):
+            std, mean = torch.std_mean(output.float(), dim=(0, 2, 3), correction=0)
+            scale = torch.where(std > 1e-6, layer.init_scale / std, 1.0)  # what never varies keeps its gain
+            layer.gain.mul_(scale)
+            layer.bias.sub_(mean).mul_(scale)
+            return layer.forward(*inputs)
+
+        layers = [m for m in self.modules() if isinstance(m, CausalConv2d) and m.gain is not None]
+        if not layers:
+            return
+        hooks = [layer.register_forward_hook(normalise) for layer in layers]
+        training_modules = [module for module in self.modules() if module.training]
+        self.eval()  # no dropout
+        try:
+            self(pixel_values, class_ids=class_ids)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module in training_modules:
+                module.training = True
 
     @classmethod
     def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
@@ -176,24 +255,72 @@ class CausalImagePreTrainedModel(PreTrainedModel):
                 ) from error
             raise
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
-        """As in transformers; in the file, weights that a mask hides are zero."""
+    def masked_state_dict(self, state_dict: dict | None = None) -> dict:
+        """The weights, or others of this model, with zeros where a mask hides them: what a saved file contains."""
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
         for name, module in self.named_modules():
             weight = state_dict.get(f"{name}.weight")
             if isinstance(module, CausalConv2d) and module.mask is not None and weight is not None:
                 state_dict[f"{name}.weight"] = module.masked(weight)
-        return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        return state_dict
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
+        """As in transformers; in the file, weights that a mask hides are zero. `auto_map` names all Auto classes."""
+        if self._auto_class is not None:
+            auto_map = {  # also those that load the same weights as another class of this file
+                cls._auto_class: f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
+                for cls in vars(sys.modules[type(self).__module__]).values()
+                if isinstance(cls, type) and vars(cls).get("_auto_class")
+            }
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
+        return super().save_pretrained(save_directory, is_main_process, self.masked_state_dict(state_dict), **kwargs)
 
 
-class CausalImageModelingMixin:
-    """The likelihood: what `...ForCausalImageModeling` of every family does with `self.model` and `self.head`."""
+class CausalImageModelMixin:
+    """The network without its head: what `...Model` of every family does around its own `features`."""
+
+    def features(
+        self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, collect: Callable[[torch.Tensor], None]
+    ) -> torch.Tensor:
+        """Levels to the features that the head reads; `collect` is called with the features after each layer."""
+        raise NotImplementedError
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.LongTensor,
+        *,
+        class_ids: torch.LongTensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalImageModelOutput:
+        """Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`."""
+        check_levels("pixel_values", pixel_values, self.config)
+        check_class_ids(class_ids, pixel_values.shape[0], self.config)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = []
+        x = self.features(pixel_values, class_ids, states.append if keep else lambda state: None)
+        return CausalImageModelOutput(last_hidden_state=x, hidden_states=tuple(states) if keep else None)
+
+
+class ImageLikelihoodMixin:
+    """p(image) out of `self.model` and `self.head`: what the models with a likelihood of every family share."""
 
     def build_head(self, config: CausalImageModelingConfig):
-        self.output_distribution = OUTPUT_DISTRIBUTIONS[config.output_distribution](
-            config.num_channels, config.num_levels
+        self.output_distribution = OUTPUT_DISTRIBUTIONS[config.output_distribution].from_config(config)
+        self.head = PixelHead(config, self.output_distribution.num_parameters, **self.head_options())
+
+    def distribution_parameters(
+        self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, output_hidden_states: bool | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """Parameters of the output distribution of every dimension, and the hidden states if asked for."""
+        features = self.model(
+            pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
         )
-        self.head = PixelHead(config, self.output_distribution.num_parameters)
+        return self.output_distribution.parameters(self.head(features.last_hidden_state)), features.hidden_states
+
+
+class CausalImageModelingMixin(ImageLikelihoodMixin):
+    """The likelihood of every dimension: what `...ForCausalImageModeling` of every family does."""
 
     @can_return_tuple
     def forward(
@@ -226,10 +353,7 @@ class CausalImageModelingMixin:
             ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
             not check the range.
         """
-        features = self.model(
-            pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
-        )
-        parameters = self.output_distribution.parameters(self.head(features.last_hidden_state))
+        parameters, hidden_states = self.distribution_parameters(pixel_values, class_ids, output_hidden_states)
         loss = None
         if labels is not None:
             check_levels("labels", labels, self.config, ignored=-100)
@@ -248,7 +372,7 @@ class CausalImageModelingMixin:
             log_prob = self.output_distribution.log_prob(parameters, torch.where(counted, labels, 0))
             nats = -torch.where(counted, log_prob, 0).sum()
             loss = nats / (counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-        return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=features.hidden_states)
+        return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=hidden_states)
 
     def log_prob(
         self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None
@@ -272,8 +396,10 @@ class CausalImageModelingMixin:
 
 
 __all__ = [
+    "CausalImageModelMixin",
     "CausalImageModelOutput",
     "CausalImageModelingMixin",
     "CausalImageModelingOutput",
     "CausalImagePreTrainedModel",
+    "ImageLikelihoodMixin",
 ]

@@ -9,20 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import can_return_tuple
 
 from .caching_pixelcnn import PixelCNNCache
-from .checks_pixelcnn import check_class_ids, check_levels
 from .configuration_pixelcnn import PixelCNNConfig
 from .generation_pixelcnn import PixelCNNGenerationConfig, PixelCNNGenerationMixin
 from .masking_pixelcnn import MaskedConv2d
 from .modeling_causal_image import (
     CausalImageModelingMixin,
-    CausalImageModelOutput,
+    CausalImageModelMixin,
     CausalImagePreTrainedModel,
     ClassEmbedding,
     PixelEncoding,
 )
+from .modeling_image_classification import ImageClassificationMixin
 
 
 class PixelCNNBlock(GradientCheckpointingLayer):
@@ -30,10 +29,10 @@ class PixelCNNBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: PixelCNNConfig):
         super().__init__()
-        size, inner, channels = config.hidden_size, config.hidden_size // 2, config.num_channels
-        self.conv_in = MaskedConv2d(size, inner, 1, mask_type="B", num_channels=channels)
-        self.conv = MaskedConv2d(inner, inner, config.kernel_size, mask_type="B", num_channels=channels)
-        self.conv_out = MaskedConv2d(inner, size, 1, mask_type="B", num_channels=channels)
+        size, inner, groups = config.hidden_size, config.hidden_size // 2, config.num_channel_groups
+        self.conv_in = MaskedConv2d(size, inner, 1, mask_type="B", num_groups=groups)
+        self.conv = MaskedConv2d(inner, inner, config.kernel_size, mask_type="B", num_groups=groups)
+        self.conv_out = MaskedConv2d(inner, size, 1, mask_type="B", num_groups=groups)
         self.class_embedding = ClassEmbedding(config.num_classes, inner) if config.num_classes else None
         self.dropout = nn.Dropout(config.dropout)
 
@@ -49,7 +48,7 @@ class PixelCNNPreTrainedModel(CausalImagePreTrainedModel):
     _no_split_modules = ["PixelCNNBlock"]
 
 
-class PixelCNNModel(PixelCNNPreTrainedModel):
+class PixelCNNModel(CausalImageModelMixin, PixelCNNPreTrainedModel):
     """The network up to its last block, without the head."""
 
     def __init__(self, config: PixelCNNConfig):
@@ -60,30 +59,17 @@ class PixelCNNModel(PixelCNNPreTrainedModel):
             config.hidden_size,
             config.first_kernel_size,
             mask_type="A",
-            num_channels=config.num_channels,
+            num_groups=config.num_channel_groups,
         )
         self.layers = nn.ModuleList(PixelCNNBlock(config) for _ in range(config.num_hidden_layers))
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.LongTensor,
-        *,
-        class_ids: torch.LongTensor | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> CausalImageModelOutput:
-        """Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`."""
-        check_levels("pixel_values", pixel_values, self.config)
-        check_class_ids(class_ids, pixel_values.shape[0], self.config)
+    def features(self, pixel_values, class_ids, collect):
         x = self.conv_in(self.encoding(pixel_values, self.conv_in.weight.dtype))
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        hidden_states = () if keep else None
         for layer in self.layers:
             x = layer(x, class_ids)
-            if keep:
-                hidden_states += (x,)
-        return CausalImageModelOutput(last_hidden_state=x, hidden_states=hidden_states)
+            collect(x)
+        return x
 
 
 class PixelCNNForCausalImageModeling(CausalImageModelingMixin, PixelCNNPreTrainedModel, PixelCNNGenerationMixin):
@@ -99,4 +85,15 @@ class PixelCNNForCausalImageModeling(CausalImageModelingMixin, PixelCNNPreTraine
         self.post_init()
 
 
-__all__ = ["PixelCNNForCausalImageModeling", "PixelCNNModel", "PixelCNNPreTrainedModel"]
+class PixelCNNForImageClassification(ImageClassificationMixin, PixelCNNPreTrainedModel):
+    """PixelCNN as a classifier by Bayes' rule; see [`ImageClassificationMixin`]."""
+
+    backbone_class = PixelCNNModel
+
+
+__all__ = [
+    "PixelCNNForCausalImageModeling",
+    "PixelCNNForImageClassification",
+    "PixelCNNModel",
+    "PixelCNNPreTrainedModel",
+]

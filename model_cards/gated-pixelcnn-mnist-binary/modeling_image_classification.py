@@ -1,0 +1,110 @@
+"""Classification by Bayes' rule over a class-conditional likelihood, the same for all families."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import can_return_tuple
+
+from .checks_pixelcnn import check_class_labels
+from .configuration_causal_image import CausalImageModelingConfig
+from .modeling_causal_image import ClassPrior, ImageLikelihoodMixin
+
+
+class ImageClassificationMixin(ImageLikelihoodMixin):
+    r"""
+    What `...ForImageClassification` of every family is, given `backbone_class`:
+
+        logits(c) = (log p(x | c) + log p(c)) / temperature
+
+    with p(c) from `config.class_prior` and the temperature `config.class_temperature`; with temperature 1 the softmax
+    of the logits is p(c | x). The weights are those of `...ForCausalImageModeling`, under the same names: a checkpoint
+    of either loads as the other.
+
+    It costs one forward pass a class, one class at a time, so memory does not grow with the number of classes; in
+    training neither, because each pass is computed again for its gradient (so a step costs a third more). Fine-tune
+    with `dropout=0`: the passes of different classes would drop different features.
+    """
+
+    backbone_class = None
+
+    def __init__(self, config: CausalImageModelingConfig):
+        super().__init__(config)
+        if config.num_classes < 1:
+            raise ValueError(
+                f"{type(self).__name__} needs a class-conditional model, but `num_classes` is {config.num_classes}."
+            )
+        self.model = self.backbone_class(config)
+        self.build_head(config)
+        self.class_prior = ClassPrior(config.num_classes) if config.class_prior == "learned" else None
+        self.post_init()
+
+    def log_prior(self) -> torch.FloatTensor:
+        """log p(c), `(num_classes,)`."""
+        if self.class_prior is not None:
+            return self.class_prior()
+        if self.config.class_prior is None:
+            return torch.full((self.config.num_classes,), -math.log(self.config.num_classes), device=self.device)
+        return torch.tensor(self.config.class_prior, dtype=torch.float32, device=self.device).log()
+
+    def log_likelihood(self, pixel_values: torch.LongTensor, class_id: int) -> torch.FloatTensor:
+        """log p(x | c) in nats of each image for one class, `(batch,)`, at least float32."""
+        class_ids = torch.full((len(pixel_values),), class_id, device=pixel_values.device)
+        parameters, _ = self.distribution_parameters(pixel_values, class_ids)
+        return self.output_distribution.log_prob(parameters, pixel_values).sum(dim=(1, 2, 3))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.LongTensor,
+        *,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`):
+                Integer levels `0 ... num_levels - 1`, any integer dtype.
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                The class of each image. With them there is a loss,
+
+                    generative_weight · (-log p(x | label) / dimensions) - (1 - generative_weight) · log p(label | x),
+
+                the mean over images of a generative term, in nats per dimension, and a discriminative one, the
+                cross-entropy of `logits` in nats (Bouchard & Triggs 2004, The Trade-off between Generative and
+                Discriminative Classifiers, section 3, here with the generative term per dimension).
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                What to divide the summed loss by instead of the batch size; `Trainer` passes the number of labels of
+                all accumulated batches.
+
+        Returns:
+            `ImageClassifierOutput` with `loss` and `logits`, `torch.FloatTensor` `(batch, num_classes)`; or a tuple
+            with `return_dict=False`.
+
+        Raises:
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
+            not check the range.
+        """
+        if labels is not None:
+            check_class_labels(labels, len(pixel_values), self.config)
+        by_class = [
+            checkpoint(self.log_likelihood, pixel_values, class_id, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else self.log_likelihood(pixel_values, class_id)
+            for class_id in range(self.config.num_classes)
+        ]
+        log_likelihood = torch.stack(by_class, dim=1)  # (batch, num_classes)
+        logits = (log_likelihood + self.log_prior()) / self.config.class_temperature
+        loss = None
+        if labels is not None:
+            labels, weight = labels.long(), self.config.generative_weight
+            nats_per_dim = -log_likelihood.gather(1, labels[:, None]).sum() / pixel_values[0].numel()
+            cross_entropy = F.cross_entropy(logits, labels, reduction="sum")
+            count = len(pixel_values) if num_items_in_batch is None else num_items_in_batch
+            loss = (weight * nats_per_dim + (1 - weight) * cross_entropy) / count
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+
+__all__ = ["ImageClassificationMixin"]
