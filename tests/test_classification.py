@@ -21,6 +21,12 @@ CONFIGS = {
     "grey_categorical": {"num_levels": 5, "num_classes": 3},
     "colour_bernoulli": {"num_channels": 3, "num_classes": 2},
     "colour_codes": {"num_channels": 3, "num_levels": 4, "num_classes": 4, "input_encoding": "embedding"},
+    "colour_mixture": {
+        "num_channels": 3,
+        "num_levels": 6,
+        "num_classes": 2,
+        "output_distribution": "logistic_mixture",
+    },
 }
 
 

@@ -582,7 +582,6 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
         "--dataset and --output_dir are needed": [],
         "no class column": [*data, "--class_conditional", "true"],
         "unknown --model_type 'pixelrnn'": [*data, "--model_type", "pixelrnn"],
-        "no config field 'num_logistic_mix'": [*data, "--num_logistic_mix", "5"],
         "`hidden_size` must be divisible": [*data, "--hidden_size", "5"],
         "`num_levels` must be an integer from 2 to 256": [*data, "--num_levels", "1000"],
         "6 images, less than a batch of 8": data,

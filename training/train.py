@@ -13,6 +13,7 @@ files in float32), `recipe.yaml`, `samples.png`, `loss_curve.png`, and a `checkp
 `--resume_from_checkpoint last` continues exactly. A folder that holds another run is left alone.
 """
 
+import itertools
 import math
 import os
 import time
@@ -170,9 +171,6 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
     config_class = MODEL_CONFIGS[args.model_type]
     own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
-    unknown = sorted(set(chosen) - {f.name for f in fields(config_class)})
-    if unknown:
-        raise InputError(f"{args.model_type} has no config field {unknown[0]!r}.")
     if names:
         chosen |= {"num_classes": len(names), "id2label": dict(enumerate(names))}
     try:
@@ -233,7 +231,11 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     if model is None:
         channels, *size = images.shape
         model = new_model(model_args, names, num_levels=num_levels, num_channels=channels, image_size=size)
-        batch = collate_levels([images[i] for i in range(0, len(images), math.ceil(len(images) / INIT_IMAGES))])
+        if data_args.streaming:
+            first = itertools.islice(images, INIT_IMAGES)
+        else:
+            first = (images[i] for i in range(0, len(images), math.ceil(len(images) / INIT_IMAGES)))
+        batch = collate_levels(list(first))
         model.initialize_from_data(batch["pixel_values"], class_ids=batch.get("class_ids"))
     elif images.shape[0] != model.config.num_channels:
         raise InputError(f"the model has {model.config.num_channels} channels, the data {images.shape[0]}.")
