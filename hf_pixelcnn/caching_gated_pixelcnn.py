@@ -28,33 +28,33 @@ class GatedPixelCNNCache(SamplingCache):
 
         # Vertical stack: kernels and the rows they reach back to.
         convs = [layer.vertical_conv for layer in layers]
-        self.vertical_convs = [(x.weight.to(memory_format=torch.channels_last), x.bias) for x in convs]
-        self.vertical_rows = torch.zeros(self.later, batch, self.reach + 1, width, size, **self.factory)
-        self.vertical_features = torch.zeros(self.later + 1, batch, width, 2 * size, **self.factory)
+        self.vertical_convs = self.keep((x.weight.to(memory_format=torch.channels_last), x.bias) for x in convs)
+        self.vertical_rows = self.zeros(self.later, batch, self.reach + 1, width, size)
+        self.vertical_features = self.zeros(self.later + 1, batch, width, 2 * size)
         by_channel = torch.cat([group_rows(2 * size, channels, c, num_parts=2) for c in range(channels)])
         by_channel = by_channel.to(self.factory["device"])
         to_horizontal = torch.stack([x.vertical_to_horizontal.weight[by_channel, :, 0, 0].T for x in layers])
-        self.to_horizontal = to_horizontal / self.scale[:, None] * self.scale[by_channel]
+        self.to_horizontal = self.keep(to_horizontal / self.scale[:, None] * self.scale[by_channel])
         horizontal_bias = torch.stack([layer.horizontal_conv.bias[by_channel] for layer in layers])[:, None, None]
         self.class_bias = None
         if class_ids is not None:
             class_bias = torch.stack([layer.class_embedding(class_ids)[:, :, 0, 0] for layer in layers])[:, :, None]
             horizontal_bias = horizontal_bias + class_bias[..., by_channel]
-            self.class_bias = class_bias * self.scale
-        self.horizontal_bias = horizontal_bias * self.scale[by_channel]  # (layers, 1 or batch, 1, 2 * size)
-        self.above = torch.zeros(self.later + 1, batch, width, 2 * size, **self.factory)
+            self.class_bias = self.keep(class_bias * self.scale)
+        self.horizontal_bias = self.keep(horizontal_bias * self.scale[by_channel])  # (layers, 1 or batch, 1, 2 * size)
+        self.above = self.zeros(self.later + 1, batch, width, 2 * size)
 
         # Horizontal stack. The gates' outputs are led by a constant 1, which picks up the bias of the 1×1 after them.
-        self.rows = torch.zeros(self.later, batch, (self.reach + width) * size, **self.factory)
-        self.sums = torch.zeros(self.later + 1, batch, 2 * self.hidden_group, **self.factory)
-        self.gates = torch.ones(self.later + 1, batch, 1 + size, **self.factory)
-        self.first_known, _ = self.gate_weights(layers[0].horizontal_conv, self.first_reach)
+        self.rows = self.zeros(self.later, batch, (self.reach + width) * size)
+        self.sums = self.zeros(self.later + 1, batch, 2 * self.hidden_group)
+        self.gates = self.keep(torch.ones(self.later + 1, batch, 1 + size, **self.factory))
+        self.first_known = self.keep(self.gate_weights(layers[0].horizontal_conv, self.first_reach)[0])
         if self.later:
             known, own = zip(
                 *(self.gate_weights(layer.horizontal_conv, self.reach) for layer in layers[1:]), strict=True
             )
-            self.known, self.own = stack_layers(known), stack_layers(own)
-        self.out = [pointwise_weights(layer.horizontal_out, channels, lead_with_bias=True) for layer in layers]
+            self.known, self.own = self.keep(stack_layers(known)), self.keep(stack_layers(own))
+        self.out = self.keep(pointwise_weights(layer.horizontal_out, channels, lead_with_bias=True) for layer in layers)
         for matrices in self.out:
             for matrix in matrices:
                 matrix[1:].neg_()

@@ -19,9 +19,10 @@ def concat_elu_rows(x: torch.Tensor) -> torch.Tensor:
 class RowConv:
     """A vertical convolution, which sees a row and the one before it: rows `(batch, width, in)`, one at a time."""
 
-    def __init__(self, layer, batch: int, width: int, factory: dict):
-        self.weight, self.bias, self.stride = layer.visible_weight(), layer.bias, layer.stride
-        self.rows = torch.zeros(batch, 2, width, layer.in_channels, **factory)
+    def __init__(self, cache: "PixelCNNPPCache", layer, width: int):
+        self.weight, self.bias = cache.keep((layer.visible_weight(), layer.bias))
+        self.stride = layer.stride
+        self.rows = cache.zeros(cache.batch, 2, width, layer.in_channels)
 
     def push(self, row: torch.Tensor):
         """The next row."""
@@ -38,11 +39,11 @@ class VerticalBlock:
     """A block of the vertical stream, row by row."""
 
     def __init__(self, cache: "PixelCNNPPCache", block, width: int):
-        self.conv_in = RowConv(block.conv_in, cache.batch, width, cache.factory)
-        self.conv_out = RowConv(block.conv_out, cache.batch, width, cache.factory)
+        self.conv_in, self.conv_out = (RowConv(cache, layer, width) for layer in (block.conv_in, block.conv_out))
         self.class_bias = cache.class_bias(block)
-        if block.conv_other is not None:
-            self.other_weight, self.other_bias = block.conv_other.visible_weight()[:, :, 0, 0], block.conv_other.bias
+        other = block.conv_other
+        if other is not None:
+            self.other_weight, self.other_bias = cache.keep((other.visible_weight()[:, :, 0, 0], other.bias))
 
     def row(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         """One row `(batch, width, features)`."""
@@ -61,12 +62,13 @@ class CornerRow:
     of the row before until a pixel replaces them. The taps on a row are the pixel and its left neighbour.
     """
 
-    def __init__(self, layer, batch: int, width: int, factory: dict):
-        self.weight_above, self.bias, self.stride = layer.visible_weight()[:, :, :1], layer.bias, layer.stride[1]
-        self.weight = layer.visible_weight()[:, :, 1].permute(2, 1, 0).flatten(0, 1).contiguous()  # (2 * in, out)
-        self.size = layer.in_channels
-        self.inputs = torch.zeros(batch, (1 + width) * self.size, **factory)
-        self.above = torch.zeros(batch, -(-width // self.stride), layer.out_channels, **factory)
+    def __init__(self, cache: "PixelCNNPPCache", layer, width: int):
+        weight = layer.visible_weight()
+        self.weight_above, self.bias = cache.keep((weight[:, :, :1], layer.bias))
+        self.weight = cache.keep(weight[:, :, 1].permute(2, 1, 0).flatten(0, 1))  # (2 * in, out)
+        self.size, self.stride = layer.in_channels, layer.stride[1]
+        self.inputs = cache.zeros(cache.batch, (1 + width) * self.size)
+        self.above = cache.zeros(cache.batch, -(-width // self.stride), layer.out_channels)
 
     def slot(self, column: int) -> torch.Tensor:
         """Where the input of a column lies, `(batch, in)`."""
@@ -96,18 +98,17 @@ class CombinedBlock:
 
     def __init__(self, cache: "PixelCNNPPCache", block, inputs: list, outputs: list, skips: list | None = None):
         width, size = len(inputs), cache.size
-        self.row_in = CornerRow(block.conv_in, cache.batch, width, cache.factory)
-        self.row_out = CornerRow(block.conv_out, cache.batch, width, cache.factory)
+        self.row_in, self.row_out = (CornerRow(cache, layer, width) for layer in (block.conv_in, block.conv_out))
         self.class_bias = cache.class_bias(block)
-        weight, self.other_bias = block.conv_other.visible_weight()[:, :, 0, 0], block.conv_other.bias
+        weight = block.conv_other.visible_weight()[:, :, 0, 0]
         u, *skip = weight.unflatten(1, (2, -1, size)).unbind(2)  # (out, 2, size) each
-        self.u_weight = u.flatten(1)
-        self.skip_weight = skip[0].flatten(1).T.contiguous() if skip else None
+        self.u_weight, self.other_bias = cache.keep((u.flatten(1), block.conv_other.bias))
+        self.skip_weight = cache.keep(skip[0].flatten(1).T.contiguous()) if skip else None
 
         self.signs = cache.signs
-        self.t = torch.zeros(cache.batch, size, **cache.factory)
+        self.t = cache.zeros(cache.batch, size)
         self.t_twice = self.t[:, None]
-        self.gated = torch.zeros(cache.batch, 2 * size, **cache.factory)
+        self.gated = cache.zeros(cache.batch, 2 * size)
         self.value, self.gate = self.gated.chunk(2, dim=1)
         self.steps = [
             (
@@ -158,7 +159,7 @@ class Level:
     """
 
     def __init__(self, cache: "PixelCNNPPCache", network, level: int, width: int, padded_width: int):
-        batch, size, factory = cache.batch, cache.size, cache.factory
+        batch, size = cache.batch, cache.size
         self.cache, self.level = cache, level
         up_layers, down_layers = network.up_layers[level], network.down_layers[2 - level]
         self.vertical_up = [VerticalBlock(cache, layer.vertical, padded_width) for layer in up_layers]
@@ -168,7 +169,7 @@ class Level:
             self.lower = Level(cache, network, level + 1, -(-width // 2), padded_width // 2)
 
         def buffers(features=size):
-            return [torch.zeros(batch, features, **factory)] * width  # one for all columns
+            return [cache.zeros(batch, features)] * width  # one for all columns
 
         # Up pass of the combined stream. What a block reads, it keeps as celu: so the down pass finds it.
         self.first = stream = buffers()
@@ -176,7 +177,7 @@ class Level:
         for i, layer in enumerate(up_layers):
             outputs = buffers()
             if self.lower is not None and i == len(up_layers) - 1:
-                self.downsampling = CornerRow(network.combined_downsampling[level], batch, width, factory)
+                self.downsampling = CornerRow(cache, network.combined_downsampling[level], width)
                 outputs = [self.downsampling.slot(j) for j in range(width)]
             block = CombinedBlock(cache, layer.combined, stream, outputs)
             self.combined_up.append(block)
@@ -188,16 +189,16 @@ class Level:
             skips.append(celu)
             self.last_twice = [x[:, None] for x in stream]
             self.last_celu = celu[0].unflatten(1, (2, size))
-            self.vertical_downsampling = RowConv(network.vertical_downsampling[level], batch, padded_width, factory)
-            self.vertical_upsampling = network.vertical_upsampling[1 - level]
-            self.vertical_rows = torch.zeros(2, batch, padded_width, size, **factory)  # from one of low resolution
+            self.vertical_downsampling = RowConv(cache, network.vertical_downsampling[level], padded_width)
+            upsampling = network.vertical_upsampling[1 - level]
+            self.upsample = upsampling.upsample
+            self.vertical_up_weights = cache.keep((upsampling.visible_weight(), upsampling.bias))
+            self.vertical_rows = cache.zeros(2, batch, padded_width, size)  # from one of low resolution
             upsampling = network.combined_upsampling[1 - level]
-            self.up_weights = (
-                upsampling.visible_weight().permute(2, 1, 3, 0).flatten(2).contiguous()
-            )  # (2, in, 2 * out)
-            self.up_bias = upsampling.bias.repeat(2)
+            up_weights = upsampling.visible_weight().permute(2, 1, 3, 0).flatten(2)  # (2, in, 2 * out)
+            self.up_weights, self.up_bias = cache.keep((up_weights, upsampling.bias.repeat(2)))
             half = len(self.lower.first)
-            self.combined_rows = torch.zeros(2, batch, half * 2 * size, **factory)
+            self.combined_rows = cache.zeros(2, batch, half * 2 * size)
             pairs = [pair.unbind(0) for pair in self.combined_rows.split(2 * size, dim=2)]
             self.halves = [(self.downsampling.above[:, j], self.downsampling.known(j), *pairs[j]) for j in range(half)]
             stream = self.combined_rows[0].split(size, dim=1)[:width]
@@ -227,7 +228,8 @@ class Level:
             if self.has_lower_row():
                 self.downsampling.start_row()
                 low = self.lower.start_row(self.vertical_downsampling.output())
-                high = self.vertical_upsampling(low.transpose(1, 2)[:, :, None])  # (batch, features, 2, width)
+                low = low.transpose(1, 2)[:, :, None]  # (batch, features, 1, width)
+                high = self.upsample(low, *self.vertical_up_weights)  # (batch, features, 2, 2 * width)
                 self.vertical_rows.copy_(high.permute(2, 0, 3, 1))
                 u = self.vertical_rows[0]
             else:
@@ -265,32 +267,33 @@ class PixelCNNPPCache(SamplingCache):
     def __init__(self, model, batch, width, class_ids=None):
         super().__init__(model, batch, width)
         network, self.size, self.class_ids = model.model, model.config.hidden_size, class_ids
-        self.row = -1
+        self.row = 0
         self.signs = torch.tensor([[1.0], [-1.0]], **self.factory)
         padded_width = width + -width % 4
-        self.vertical_in, self.above_in, self.left_in = (
+        self.vertical_in, self.above_in, self.left_in = self.keep(
             (layer.visible_weight(), layer.bias)
             for layer in (network.vertical_in, network.combined_in_above, network.combined_in_left)
         )
         # Rows r - 2 and r - 1 of the encoded image, and what is known of row r when it begins: its channel of ones.
-        self.input_rows = torch.zeros(batch, 3, padded_width, self.input_size + 1, **self.factory)
+        self.input_rows = self.zeros(batch, 3, padded_width, self.input_size + 1)
         self.input_rows[:, 2, :width, -1] = 1
-        self.first_above = torch.zeros(batch, width, self.size, **self.factory)
-        self.left_weight = self.left_in[0][:, :-1, 1, 0].T.contiguous()
+        self.first_above = self.zeros(batch, width, self.size)
+        self.left_weight = self.keep(self.left_in[0][:, :-1, 1, 0].T.contiguous())
         self.full = Level(self, network, 0, width, padded_width)
         self.hidden = self.full.result
 
     def class_bias(self, block) -> torch.Tensor:
         """What the class adds to the last convolution of a block, `(batch, 1, 2 * features)`; zeros without one."""
         if self.class_ids is None:
-            return torch.zeros(1, 1, 2 * self.size, **self.factory)
-        return block.class_embedding(self.class_ids)[:, None, :, 0, 0]
+            return self.zeros(1, 1, 2 * self.size)
+        return self.keep(block.class_embedding(self.class_ids)[:, None, :, 0, 0])
 
     def prepare_head(self, head):
-        self.head_layers = [(layer.bias, layer.visible_weight()[:, :, 0, 0].T.contiguous()) for layer in head.layers]
+        layers = ((layer.bias, layer.visible_weight()[:, :, 0, 0].T.contiguous()) for layer in head.layers)
+        self.head_layers = self.keep(layers)
 
-    def start_row(self):
-        self.row += 1
+    def start_row(self, row):
+        self.row = row
         self.run(("row", self.row == 0, self.row % 4), self.compute_row)
 
     def compute_row(self):

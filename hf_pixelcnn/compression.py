@@ -423,7 +423,7 @@ def code_images(
                     images,
                     probe,
                 )
-                model._sample_cached(canvas, class_ids)
+                model._sample_cached(canvas, class_ids, keep_cache=False)
             yield images, canvas.images()[:count]
 
 

@@ -82,7 +82,7 @@ def test_images_are_coded_in_batches_of_one_shape(monkeypatch):
     inputs = random_inputs(model, batch=11)
     shapes = []
     sample = model._sample_cached
-    monkeypatch.setattr(model, "_sample_cached", lambda canvas, ids: shapes.append(len(ids)) or sample(canvas, ids))
+    monkeypatch.setattr(model, "_sample_cached", lambda c, ids, **kw: shapes.append(len(ids)) or sample(c, ids, **kw))
     assert torch.equal(decompress(model, compress(model, **renamed(inputs))), inputs["pixel_values"])
     assert shapes == [4] * 6
 
@@ -192,7 +192,7 @@ def test_the_number_of_threads_is_restored_and_set_back(model, levels, threads, 
     seen = []
     sample = type(model)._sample_cached
     monkeypatch.setattr(
-        type(model), "_sample_cached", lambda *args: seen.append(torch.get_num_threads()) or sample(*args)
+        type(model), "_sample_cached", lambda *args, **kw: seen.append(torch.get_num_threads()) or sample(*args, **kw)
     )
     try:
         torch.set_num_threads(threads)

@@ -23,6 +23,25 @@ def test_all_samplers_draw_the_same_images_in_float64(family, variant, device):
     assert torch.equal(images[0], images[2])
 
 
+def test_captured_steps_serve_later_requests(family, variant):
+    model = build_model(family, **variant).double().cuda()
+
+    def check(num_images, seed):
+        request = {"num_images": num_images, **conditions(model, num_images)}
+        cached, naive = (model.generate(**request, generator=seeded(seed), sampler=s) for s in ("cached", "naive"))
+        assert torch.equal(cached, naive)
+
+    for seed in range(3):
+        check(3, seed)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.1)
+    model.cpu().cuda()  # elsewhere in memory
+    check(3, seed=3)
+    check(2, seed=3)
+    check(3, seed=4)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
 def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, variant, dtype, tolerance):
     model = build_model(family, **variant).to("cuda", dtype)

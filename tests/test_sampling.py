@@ -1,6 +1,8 @@
 """An image depends on its numbers, the weights and the condition; every sampler draws the same one."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from benchmark import noise_rule_violations, peak_bytes
 from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers import LogitsProcessor
 
 from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor, caching_causal_image
@@ -288,24 +290,86 @@ class RecordedOperations(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         assert operation is not torch.ops.aten._local_scalar_dense.default, "waits for the device"
         results = operation(*args, **(kwargs or {}))
-        self.operations.append((operation, args, kwargs or {}, results))
+        memory = lambda x: x.detach() if isinstance(x, torch.Tensor) else x  # noqa: E731 - wherever `x.data` goes later
+        self.operations.append((operation, *tree_map(memory, (args, kwargs or {}, results))))
         return results
 
 
-def test_steps_can_be_recorded_and_replayed(family, variant, monkeypatch):
-    model = build_model(family, **variant).double()
-    request = {"num_images": 3, "image_size": (12, 4), **conditions(model, 3)}
-    draw = lambda: model.generate(**request, generator=seeded(0))  # noqa: E731
-    expected = draw()
+@pytest.fixture
+def recordings(monkeypatch):
+    """The recordings of all caches, as if the CPU had graphs."""
     recordings = []
 
-    def capture():
+    def capture(device):
         recordings.append(RecordedOperations())
         return recordings[-1]
 
     monkeypatch.setitem(caching_causal_image.CAPTURES, "cpu", capture)
+    return recordings
+
+
+def test_steps_can_be_recorded_and_replayed(family, variant, recordings, monkeypatch):
+    model = build_model(family, **variant).double()
+    request = {"num_images": 3, "image_size": (12, 4), **conditions(model, 3)}
+    draw = lambda: model.generate(**request, generator=seeded(0))  # noqa: E731
+    with monkeypatch.context() as without:
+        without.delitem(caching_causal_image.CAPTURES, "cpu")
+        expected = draw()
     assert torch.equal(draw(), expected)
     assert recordings[0].num_replays >= 16  # at least the last 4 rows, a step a pixel
+
+
+def test_recordings_are_kept_for_requests_of_the_same_shape(family, variant, recordings, monkeypatch):
+    model = build_model(family, **variant).double()
+
+    def draw(num_images, seed, **changes):
+        request = {"num_images": num_images, "image_size": (12, 4), **conditions(model, num_images), **changes}
+        return model.generate(**request, generator=seeded(seed))
+
+    def check(*args, **kwargs):
+        with monkeypatch.context() as without:
+            without.delitem(caching_causal_image.CAPTURES, "cpu")
+            expected = draw(*args, **kwargs)
+        assert torch.equal(draw(*args, **kwargs), expected)
+
+    draw(3, seed=0)
+    num_operations, first = recordings[0].num_replays, recordings[0]
+    check(3, seed=1)
+    assert first.num_replays > 2 * num_operations  # the second request records nothing and replays every row
+    with torch.no_grad():
+        for p in model.parameters():
+            p.data = p.data + 0.1 * torch.randn(p.shape, generator=seeded(), dtype=p.dtype)  # elsewhere in memory
+    check(3, seed=2)
+    if model.config.num_classes:
+        check(3, seed=2, class_ids=[-1, 1, 0])
+    check(2, seed=3)
+    replays = first.num_replays
+    check(3, seed=4)
+    assert first.num_replays > replays  # two shapes are kept
+    check(2, seed=3)
+    check(1, seed=3)
+    replays = first.num_replays
+    check(3, seed=5)
+    assert first.num_replays == replays  # and no third one
+
+    reference, model = weakref.ref(model), None
+    gc.collect()
+    assert reference() is None  # what is kept does not keep the model
+
+
+def test_an_interrupted_request_leaves_no_recordings_behind(recordings):
+    model = build_model("gated_pixelcnn").double()
+    draw = lambda **kwargs: model.generate(num_images=2, generator=seeded(0), **kwargs)  # noqa: E731
+    expected = draw()
+
+    def stop(images, row, levels):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(streamer=stop)
+    replays = recordings[0].num_replays
+    assert torch.equal(draw(), expected)
+    assert recordings[0].num_replays == replays  # a new cache
 
 
 def test_without_captures_the_steps_are_run_one_by_one(monkeypatch, caplog):
@@ -315,7 +379,7 @@ def test_without_captures_the_steps_are_run_one_by_one(monkeypatch, caplog):
     def refuse(call):
         raise RuntimeError("no graphs here")
 
-    monkeypatch.setitem(caching_causal_image.CAPTURES, "cpu", lambda: refuse)
+    monkeypatch.setitem(caching_causal_image.CAPTURES, "cpu", lambda device: refuse)
     assert torch.equal(model.generate(num_images=2, generator=seeded(0)), expected)
     assert caplog.text.count("no graphs here") <= 1
 

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput, logging
 
+from .caching_causal_image import sampling_cache
 from .checks_pixelcnn import check_class_ids, check_count, check_levels, computable
 from .configuration_causal_image import as_height_and_width
 
@@ -584,16 +585,17 @@ class PixelCNNGenerationMixin:
             parameters = self(canvas.for_network(canvas.images()), class_ids=class_ids, return_dict=True).logits
             canvas.decide(self.output_distribution.pixels(parameters)[:, row, column], dimension)
 
-    def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None):
-        """Every activation once; see [`SamplingCache`]."""
+    def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None, keep_cache: bool = True):
+        """Every activation once; see [`SamplingCache`]. A cache of its own runs the same kernels in every call."""
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
-        cache = self.sampling_cache_class(self, canvas.copies * len(canvas.levels), canvas.width, class_ids)
-        for _, column, channel, dimension in canvas.raster():
-            if column == channel == 0:
-                cache.start_row()
-            level = canvas.decide(cache.parameters(column, channel), dimension)
-            cache.observe(column, channel, canvas.for_network(level))
+        batch = canvas.copies * len(canvas.levels)
+        with sampling_cache(self, batch, canvas.width, class_ids, keep_cache) as cache:
+            for row, column, channel, dimension in canvas.raster():
+                if column == channel == 0:
+                    cache.start_row(row)
+                level = canvas.decide(cache.parameters(column, channel), dimension)
+                cache.observe(column, channel, canvas.for_network(level))
 
     def _sample_fixed_point(self, canvas: Canvas, class_ids: torch.Tensor | None) -> int:
         """

@@ -222,9 +222,12 @@ class UpsamplingConv2d(CausalConv2d):
         super().__init__(in_channels, out_channels, (2, kernel_columns), (0, 0, 0, 0), stride=2, **options)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.upsample(x, self.visible_weight(), self.bias)
+
+    def upsample(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         wide = self.kernel_size[1] - 2  # 1: a column is cut off on the left, and one put out for it on the right
-        weight = self.visible_weight().transpose(0, 1)
-        return F.conv_transpose2d(x, weight, self.bias, self.stride, padding=(0, wide), output_padding=(0, wide))
+        padding = (0, wide)
+        return F.conv_transpose2d(x, weight.transpose(0, 1), bias, self.stride, padding, output_padding=padding)
 
 
 __all__ = [

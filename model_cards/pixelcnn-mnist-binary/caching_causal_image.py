@@ -7,12 +7,15 @@ for a whole row when the row begins ([`~SamplingCache.start_row`]), the rest pix
 arithmetic as one forward. A family says what is computed in `compute_row` and `compute_pixel`.
 
 All buffers are allocated once and written in place; every slice of them that a pixel needs is made once, too, because
-making it costs as much as a small matrix product. A row of features lies as `(..., (reach + width) * features)`, with
-zeros for the padding on its left: the taps that end at a pixel, then the pixel's own groups, are one run of memory, so
-"all left taps and the earlier channels" is one matrix product.
+making it costs as much as a small matrix product. Where steps are captured, a cache is kept for the next request of its
+shape ([`sampling_cache`]), which writes its own weights and zeros into the same memory. A row of features lies as
+`(..., (reach + width) * features)`, with zeros for the padding on its left: the taps that end at a pixel, then the
+pixel's own groups, are one run of memory, so "all left taps and the earlier channels" is one matrix product.
 """
 
-from collections.abc import Callable, Hashable
+import contextlib
+import weakref
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -31,23 +34,26 @@ class CUDAGraphCapture:
     were recorded with outlives a replay.
     """
 
-    def __init__(self):
-        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    def __init__(self, device: torch.device):
+        self.stream, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def __call__(self, call: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        self.stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             graph.capture_begin(self.pool, capture_error_mode="thread_local")  # other threads may use the GPU
             try:
                 call()
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self.stream)
+        current.wait_stream(self.stream)
         return graph.replay
 
 
 CAPTURES = {"cuda": CUDAGraphCapture}  # by type of device; elsewhere operations are launched one by one
+MOST_KEPT = 2  # caches a model: a request that is drawn in parts has a batch, and a smaller one at its end
+kept_caches = weakref.WeakKeyDictionary()  # model to {shape: cache}
 
 
 def group_rows(num_features: int, num_channels: int, channel: int, num_parts: int = 1) -> torch.Tensor:
@@ -115,29 +121,48 @@ class SamplingCache:
         self.reach = config.kernel_size // 2
         self.first_reach = config.first_kernel_size // 2
         self.factory = {"dtype": model.dtype, "device": model.device}
-        self.capture = CAPTURES[model.device.type]() if model.device.type in CAPTURES else None
+        self.capture = CAPTURES[model.device.type](model.device) if model.device.type in CAPTURES else None
         self.has_run, self.replays = set(), {}
+        self.tensors = []  # all memory that a step reads or writes, see `renew`
 
-        self.tables = model.model.encoding.table(**self.factory).unbind(0)  # a channel: (levels, features)
+        self.tables = self.keep(model.model.encoding.table(**self.factory)).unbind(0)  # a channel: (levels, features)
         self.input_group = model.model.encoding.features
         self.input_size = self.num_channels * self.input_group
-        self.input_row = torch.zeros(batch, (self.first_reach + width) * self.input_size, **self.factory)
+        self.input_row = self.zeros(batch, (self.first_reach + width) * self.input_size)
         pixels = self.input_row[:, self.first_reach * self.input_size :]
         self.input_slots = pixels.split(self.input_group, dim=1)  # one a dimension of the row
-        self.input_above = torch.zeros(batch, self.first_reach, width, self.input_size, **self.factory)
+        self.input_above = self.zeros(batch, self.first_reach, width, self.input_size)
 
         self.hidden_group = config.hidden_size // self.num_groups
-        self.outputs = torch.zeros(batch, model.output_distribution.num_parameters, **self.factory)
+        self.outputs = self.zeros(batch, model.output_distribution.num_parameters)
         distribution = model.output_distribution
         self.pixel_parameters = distribution.pixels(distribution.parameters(self.outputs[:, :, None, None]))[:, 0, 0]
-        self.hidden = torch.zeros(batch, config.hidden_size, **self.factory)  # residual stream after the last layer
+        self.hidden = self.zeros(batch, config.hidden_size)  # residual stream after the last layer
         self.prepare_head(model.head)
 
+    def zeros(self, *shape: int) -> torch.Tensor:
+        """A buffer."""
+        self.tensors.append(torch.zeros(*shape, **self.factory))
+        return self.tensors[-1]
+
+    def keep(self, prepared: torch.Tensor | Iterable):
+        """A buffer or prepared weights, or lists of them, in memory of the cache's own."""
+        if not isinstance(prepared, torch.Tensor):
+            return [self.keep(part) for part in prepared]
+        own = prepared.clone()
+        self.tensors.append(own)
+        return own
+
+    def renew(self, fresh: "SamplingCache"):
+        """Become equal to a cache that was just made with the same sizes; captured steps stay valid."""
+        for own, new in zip(self.tensors, fresh.tensors, strict=True):
+            own.copy_(new)
+
     def prepare_head(self, head):
-        relus = [torch.zeros(self.batch, layer.in_channels, **self.factory) for layer in head.layers]
+        relus = [self.zeros(self.batch, layer.in_channels) for layer in head.layers]
         streams = [self.hidden, *relus[1:], self.outputs]  # what a layer reads, and the last one writes
-        weights = [pointwise_weights(layer, self.num_groups) for layer in head.layers]
-        biases = [layer.bias.chunk(self.num_groups) for layer in head.layers]
+        weights = self.keep(pointwise_weights(layer, self.num_groups) for layer in head.layers)
+        biases = self.keep(layer.bias.chunk(self.num_groups) for layer in head.layers)
         self.head_steps = [
             [
                 (
@@ -190,8 +215,8 @@ class SamplingCache:
         self.has_run.add(key)
         self.replays.get(key, call)()
 
-    def start_row(self):
-        """Compute all that depends on finished rows only. Call once a row, before its first pixel."""
+    def start_row(self, row: int):
+        """Compute all that depends on finished rows only. Call before the first pixel of each row, in order."""
         self.run("row", self.compute_row)
 
     def parameters(self, column: int, channel: int) -> torch.Tensor:
@@ -220,4 +245,29 @@ class SamplingCache:
         self.input_slots[column * self.num_channels + channel].copy_(features)
 
 
-__all__ = ["SamplingCache", "group_rows", "pointwise_weights", "row_weights", "stack_layers"]
+@contextlib.contextmanager
+def sampling_cache(model, batch: int, width: int, class_ids: torch.Tensor | None, keep: bool):
+    r"""
+    A [`SamplingCache`] that is ready for the first row.
+
+    With `keep`, where steps are captured, it is one of an earlier request of the same shape, if there was one; its
+    memory stays in use until `model` is deleted, or has drawn `MOST_KEPT` other shapes. Nobody else gets it meanwhile,
+    and one whose request was interrupted is not used again.
+    """
+    cache = model.sampling_cache_class(model, batch, width, class_ids)
+    if cache.capture is None or not keep:
+        yield cache
+        return
+    kept = kept_caches.setdefault(model, {})
+    key = (batch, width, cache.factory["dtype"], cache.factory["device"], tuple(x.shape for x in cache.tensors))
+    earlier = kept.pop(key, None)
+    if earlier is not None:
+        earlier.renew(cache)
+        cache = earlier
+    yield cache
+    kept[key] = cache
+    while len(kept) > MOST_KEPT:
+        del kept[next(iter(kept))]  # the one not used for longest
+
+
+__all__ = ["SamplingCache", "group_rows", "pointwise_weights", "row_weights", "sampling_cache", "stack_layers"]

@@ -19,28 +19,28 @@ class PixelCNNCache(SamplingCache):
         self.inner_group = inner // channels
 
         # Rows above.
-        self.first_weight, self.first_bias = first.visible_weight()[:, :, :-1], first.bias
-        self.first_above = torch.zeros(batch, width, model.config.hidden_size, **self.factory)
-        self.rows_above_inner = torch.zeros(len(blocks), batch, reach, width + 2 * reach, inner, **self.factory)
+        self.first_weight, self.first_bias = self.keep((first.visible_weight()[:, :, :-1], first.bias))
+        self.first_above = self.zeros(batch, width, model.config.hidden_size)
+        self.rows_above_inner = self.zeros(len(blocks), batch, reach, width + 2 * reach, inner)
         above_taps = [block.conv.visible_weight()[:, :, :-1].permute(2, 3, 1, 0) for block in blocks]
-        self.above_weight = torch.stack([taps.flatten(0, 2) for taps in above_taps])
+        self.above_weight = self.keep(torch.stack([taps.flatten(0, 2) for taps in above_taps]))
         bias = torch.stack([block.conv.bias for block in blocks])[:, None, None]
         if class_ids is not None:
             bias = bias + torch.stack([block.class_embedding(class_ids)[:, :, 0, 0] for block in blocks])[:, :, None]
-        self.above_bias = bias  # (blocks, 1 or batch, 1, inner)
-        self.above = torch.zeros(len(blocks), batch, width, inner, **self.factory)
+        self.above_bias = self.keep(bias)  # (blocks, 1 or batch, 1, inner)
+        self.above = self.zeros(len(blocks), batch, width, inner)
 
         # Centre row. The inputs of the last 1×1 of a block are led by a constant 1, which picks up its bias.
-        self.rows = torch.zeros(len(blocks), batch, (reach + width) * inner, **self.factory)
-        self.sums = torch.zeros(len(blocks), batch, self.inner_group, **self.factory)
-        self.relus_in = torch.zeros(len(blocks), batch, model.config.hidden_size, **self.factory)
-        self.relus_out = torch.ones(len(blocks), batch, 1 + inner, **self.factory)
-        self.first_known, _ = row_weights(first, self.first_reach, channels)
+        self.rows = self.zeros(len(blocks), batch, (reach + width) * inner)
+        self.sums = self.zeros(len(blocks), batch, self.inner_group)
+        self.relus_in = self.zeros(len(blocks), batch, model.config.hidden_size)
+        self.relus_out = self.keep(torch.ones(len(blocks), batch, 1 + inner, **self.factory))
+        self.first_known = self.keep(row_weights(first, self.first_reach, channels)[0])
         known, own = zip(*(row_weights(block.conv, reach, channels) for block in blocks), strict=True)
-        self.known, self.own = stack_layers(known), stack_layers(own)
-        self.conv_in = [pointwise_weights(block.conv_in, channels) for block in blocks]
-        self.bias_in = [block.conv_in.bias.chunk(channels) for block in blocks]
-        self.out = [pointwise_weights(block.conv_out, channels, lead_with_bias=True) for block in blocks]
+        self.known, self.own = self.keep(stack_layers(known)), self.keep(stack_layers(own))
+        self.conv_in = self.keep(pointwise_weights(block.conv_in, channels) for block in blocks)
+        self.bias_in = self.keep(block.conv_in.bias.chunk(channels) for block in blocks)
+        self.out = self.keep(pointwise_weights(block.conv_out, channels, lead_with_bias=True) for block in blocks)
         self.steps = [[self.prepare_step(j, c) for c in range(channels)] for j in range(width)]
 
     def prepare_step(self, column: int, channel: int):
