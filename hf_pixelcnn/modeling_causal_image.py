@@ -318,6 +318,27 @@ class ImageLikelihoodMixin:
         )
         return self.output_distribution.parameters(self.head(features.last_hidden_state)), features.hidden_states
 
+    def log_prob(
+        self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None
+    ) -> torch.FloatTensor:
+        r"""
+        Exact log-likelihood of every dimension given its past, in nats.
+
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Integer levels.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Class of each image, -1 for none; needed by a conditional model, refused by others.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, channels, height, width)`, at least float32. The log-likelihood of an
+            image is the sum over its dimensions. Gradients flow; wrap in `torch.no_grad()` for scoring alone.
+
+        Raises:
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range (unless `log_prob` is compiled).
+        """
+        parameters, _ = self.distribution_parameters(pixel_values, class_ids)
+        return self.output_distribution.log_prob(parameters, pixel_values)
+
 
 class CausalImageModelingMixin(ImageLikelihoodMixin):
     """The likelihood of every dimension: what `...ForCausalImageModeling` of every family does."""
@@ -373,26 +394,6 @@ class CausalImageModelingMixin(ImageLikelihoodMixin):
             nats = -torch.where(counted, log_prob, 0).sum()
             loss = nats / (counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
         return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=hidden_states)
-
-    def log_prob(
-        self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None
-    ) -> torch.FloatTensor:
-        r"""
-        Exact log-likelihood of every dimension given its past, in nats.
-
-        Args:
-            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Integer levels.
-            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): See `forward`.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch, channels, height, width)`, at least float32. The log-likelihood of an
-            image is the sum over its dimensions. Gradients flow; wrap in `torch.no_grad()` for scoring alone.
-
-        Raises:
-            ValueError, TypeError: If an argument has the wrong dtype, shape or range (unless `log_prob` is compiled).
-        """
-        parameters = self(pixel_values, class_ids=class_ids, return_dict=True).logits
-        return self.output_distribution.log_prob(parameters, pixel_values)
 
 
 __all__ = [

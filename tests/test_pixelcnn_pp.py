@@ -188,12 +188,16 @@ def test_cached_sampling_needs_less_memory_than_a_forward():
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 8), (6, 5)])
 def test_all_samplers_agree_at_sizes_that_4_divides_and_at_others(size):
     model = build_model("pixelcnn_pp", num_channels=3, num_levels=6, num_classes=2).double()
-    naive, *others = [
-        model.generate(class_ids=[0, 1], image_size=size, generator=seeded(), sampler=sampler)
-        for sampler in ("naive", "cached", "fixed_point")
-    ]
-    assert naive.shape == (2, 3, *size)
-    assert all(torch.equal(naive, images) for images in others)
+    request = {"class_ids": [0, 1], "image_size": size, "return_dict_in_generate": True}
+    naive, cached = (
+        model.generate(**request, generator=seeded(), sampler=sampler, output_scores=True)
+        for sampler in ("naive", "cached")
+    )
+    assert naive.sequences.shape == (2, 3, *size)
+    for expected, scores in zip(naive.scores, cached.scores, strict=True):  # tells what lies outside of the image, too
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-11)
+    fixed_point = model.generate(**request, generator=seeded(), sampler="fixed_point")
+    assert all(torch.equal(naive.sequences, output.sequences) for output in (cached, fixed_point))
 
 
 def test_a_fixed_point_starts_anew_at_whole_rows_of_the_lowest_resolution():

@@ -305,6 +305,10 @@ def test_mutations_replace_some_levels_by_any_of_them_anew_in_each_epoch(tmp_pat
     assert first.dtype == np.uint8
     assert np.array_equal(first, shown(mutated))
     assert abs((first != shown(clean)).mean() - 0.3 * 0.8) < 0.02  # one level in five is what it was
+    assert all(np.array_equal(mutated[i]["labels"], clean[i]["pixel_values"]) for i in range(20))
+    batch = image_data.collate_levels([mutated[0]])  # what is predicted are the image's own levels
+    assert np.array_equal(batch["labels"][0], clean[0]["pixel_values"])
+    assert np.array_equal(batch["pixel_values"][0], first[0])
     frequencies = np.bincount(shown(all_new).ravel(), minlength=5) / first.size
     assert np.abs(frequencies - 0.2).max() < 0.02
     mutated.set_epoch(1)
@@ -550,6 +554,24 @@ def test_training_continues_with_a_given_model(tmp_path, trained, digits_words):
     assert AutoImageProcessor.from_pretrained(tmp_path / "run").threshold == 99
 
 
+def test_a_model_is_fine_tuned_as_a_classifier(tmp_path, digits_words):
+    data = digits_words[: digits_words.index("--image_size")]
+    model = gated_model(num_levels=2, num_classes=10, image_size=8, hidden_size=16, head_hidden_size=16)
+    model.save_pretrained(tmp_path / "start")
+    PixelCNNImageProcessor(num_levels=2, binarization="threshold", size=8).save_pretrained(tmp_path / "start")
+    cross_entropies = []
+    for weight in ("1", "0"):
+        words = [*data, "--train_split", "train[:64]", "--model_name_or_path", str(tmp_path / "start")]
+        words += ["--generative_weight", weight, "--num_train_epochs", "6", "--learning_rate", "0.03"]
+        train.main([*words, "--seed", "0", "--output_dir", str(tmp_path / weight)])
+        assert json.loads((tmp_path / weight / "results.json").read_text())["generative_weight"] == float(weight)
+        scored = ["--model", str(tmp_path / weight), "--dataset", DIGITS, "--split", "train[:64]", "--classify", "true"]
+        load_evaluate_script().main([*scored, "--output", str(tmp_path / "scores.json")])
+        scores = json.loads((tmp_path / "scores.json").read_text())
+        cross_entropies.append(scores["classification"]["cross_entropy"])
+    assert cross_entropies[1] < 0.9 * cross_entropies[0]
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
     parser = train.CommandLineParser([train.DataArguments, train.ModelArguments, PixelCNNTrainingArguments])
@@ -557,7 +579,8 @@ def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
     words = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--torch_compile", "false"]
     data_args, model_args, args = parser.parse(words)
     num_levels, num_channels = 2 if data_args.binarization else 256, 1 if "mnist" in data_args.dataset else 3
-    train.new_model(model_args, None, num_levels=num_levels, num_channels=num_channels, image_size=8)
+    names = None if model_args.generative_weight is None else ["cat", "dog"]
+    train.new_model(model_args, names, num_levels=num_levels, num_channels=num_channels, image_size=8)
     assert args.learning_rate == pytest.approx(1.5e-3, rel=0.5)
     header = recipe.read_text()
     assert f"--config training/configs/{recipe.name}" in header
@@ -581,6 +604,8 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
         "invalid int value: 'many'": [*data, "--num_levels", "many"],
         "--dataset and --output_dir are needed": [],
         "no class column": [*data, "--class_conditional", "true"],
+        "--generative_weight needs a model with classes": [*data, "--generative_weight", "0.5"],
+        "--class_dropout cannot go with": [*data, "--class_dropout", "0.1", "--generative_weight", "0.5"],
         "unknown --model_type 'pixelrnn'": [*data, "--model_type", "pixelrnn"],
         "`hidden_size` must be divisible": [*data, "--hidden_size", "5"],
         "`num_levels` must be an integer from 2 to 256": [*data, "--num_levels", "1000"],
@@ -596,6 +621,7 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
         "--mutation_rate must be in [0, 1], got 1.5": [*data, "--mutation_rate", "1.5"],
         "--threshold needs": [*data, "--threshold", "0"],
         "--center_crop needs --image_size": [*data, "--center_crop", "true"],
+        "cannot load a classifier": [*data, "--model_name_or_path", trained, "--generative_weight", "0.5"],
         "--hidden_size cannot go with": [*data, "--model_name_or_path", trained, "--hidden_size", "4"],
     }.items():
         words = [*words, "--use_cpu", "true", "--disable_tqdm", "true"]

@@ -211,12 +211,13 @@ class _Levels:
         class_dropout (`float`): Probability that an item shows class -1, "no class", instead of its own.
         mutation_rate (`float`): Probability that a dimension shows a level drawn from all levels alike, instead of its
             own: the corrupted images of a background model (Ren et al. 2019, https://huggingface.co/papers/1906.02845,
-            section 3).
+            section 3). `labels` keep the image's own levels; if the noise were to be predicted, too, every dimension
+            that is certain would cost -log(1 - rate) nats, and a likelihood ratio would count how flat an image is.
         seed (`int`): Seed of stochastic binarisation, if the processor asks for that, of class dropout and of
             mutations. All are drawn anew in each epoch, and depend on nothing but seed, epoch and index.
 
     An item is a `dict` with `pixel_values`, `np.ndarray` `(channels, height, width)`, uint8 (int32 above 256 levels),
-    and, with classes, `class_ids`, `int` (-1: no class).
+    with classes `class_ids`, `int` (-1: no class), and with mutations `labels`, levels without them.
 
     Raises:
         InputError: If there is no column of the needed type, an image is missing, or images differ in size.
@@ -286,10 +287,11 @@ class _Levels:
         """The item of `levels` `(channels, height, width)` in this epoch."""
         if self.is_stochastic:
             levels = binarize_stochastically(levels, self.random(index, 0, levels.size)).astype(np.uint8)
+        item = {"pixel_values": levels}
         if self.mutation_rate:
             chance, level = self.random(index, 2, 2 * levels.size).reshape(2, *levels.shape)
-            levels = np.where(chance < self.mutation_rate, (level * self.num_levels).astype(levels.dtype), levels)
-        item = {"pixel_values": levels}
+            shown = np.where(chance < self.mutation_rate, (level * self.num_levels).astype(levels.dtype), levels)
+            item = {"pixel_values": shown, "labels": levels}
         if self.class_column is not None:
             is_dropped = self.class_dropout and self.random(index, 1, 1)[0] < self.class_dropout
             item["class_ids"] = -1 if is_dropped else int(class_id)
@@ -354,11 +356,19 @@ def collate_levels(items: Sequence[dict]) -> dict[str, torch.Tensor]:
     A batch for the model.
 
     Returns:
-        `dict`: `pixel_values` `(batch, channels, height, width)`, uint8 or int32; `labels`, the same as int64 (in uint8
-        the ignored label -100 would be level 156); with classes `class_ids`, int64 `(batch,)`.
+        `dict`: `pixel_values` `(batch, channels, height, width)`, uint8 or int32; `labels`, the levels to score, int64
+        (in uint8 the ignored label -100 would be level 156): the same ones, or, where the network sees mutated ones,
+        those of the image; with classes `class_ids`, int64 `(batch,)`.
     """
     pixel_values = torch.from_numpy(np.stack([item["pixel_values"] for item in items]))
-    batch = {"pixel_values": pixel_values, "labels": pixel_values.long()}
+    labels = torch.from_numpy(np.stack([item.get("labels", item["pixel_values"]) for item in items]))
+    batch = {"pixel_values": pixel_values, "labels": labels.long()}
     if "class_ids" in items[0]:
         batch["class_ids"] = torch.tensor([item["class_ids"] for item in items])
     return batch
+
+
+def collate_classes(items: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """A batch for a classifier: `pixel_values` as in [`collate_levels`], `labels`, the classes, int64 `(batch,)`."""
+    batch = collate_levels(items)
+    return {"pixel_values": batch["pixel_values"], "labels": batch["class_ids"]}

@@ -8,9 +8,9 @@ Every score is high where an image looks like an outlier; x is an image, log p(x
 
 - log-likelihood: -log p(x). Known to fail where outliers are simpler than what the model knows
   (Nalisnick et al. 2019a, https://huggingface.co/papers/1810.09136);
-- likelihood ratio: -log p(x) + log b(x), where b is a model of corrupted images (`--background`, made by train.py with
-  `--mutation_rate`), which knows what is common to all images (Ren et al. 2019,
-  https://huggingface.co/papers/1906.02845, section 3);
+- likelihood ratio: -log p(x) + log b(x), where b is a model that was shown corrupted images (`--background`, made by
+  train.py with `--mutation_rate`), so that it knows what is common to all images (Ren et al. 2019,
+  https://huggingface.co/papers/1906.02845, section 3; here it predicts the levels before the corruption);
 - input complexity: -log2 p(x) less the bits of the shortest lossless file of x: PNG, WebP or JPEG 2000
   (Serrà et al. 2020, https://huggingface.co/papers/1909.11480, section 3);
 - typicality: |log p(x) - mean of log p over `--typical_split`|, images that the model was trained on

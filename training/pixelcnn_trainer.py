@@ -135,9 +135,9 @@ class _StepCallback(TrainerCallback):
 
 class PixelCNNTrainer(Trainer):
     r"""
-    `Trainer` for the `...ForCausalImageModeling` models.
+    `Trainer` for the `...ForCausalImageModeling` models, and for `...ForImageClassification`.
 
-    - The loss is nats per dimension over all accumulated batches of all processes.
+    - The loss is nats per dimension over all accumulated batches of all processes; that of a classifier see there.
     - `evaluate` scores each image of the split once, whatever the batch size and the number of processes, and adds up
       in float64: `eval_loss` (nats per dimension), `eval_bits_per_dim`, `eval_nats_per_image`. No logits are kept.
     - With `ema_decay`, `evaluate` and `save_model` use the averaged weights. A `checkpoint-N` holds the raw weights,
@@ -146,7 +146,7 @@ class PixelCNNTrainer(Trainer):
     Args:
         model: A model with `log_prob`.
         args ([`PixelCNNTrainingArguments`]): Arguments.
-        data_collator: [`collate_levels`] by default.
+        data_collator: For training batches; [`collate_levels`] by default, [`collate_classes`] for a classifier.
         kwargs: As for `Trainer`; the data set for evaluation is a `torch.utils.data.Dataset` of known length.
     """
 
@@ -198,7 +198,7 @@ class PixelCNNTrainer(Trainer):
         loader = DataLoader(
             own_share,
             args.eval_batch_size,
-            collate_fn=self.data_collator,
+            collate_fn=collate_levels,
             num_workers=args.dataloader_num_workers,
             generator=torch.Generator(),  # training draws the same numbers with and without evaluation
         )

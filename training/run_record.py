@@ -48,12 +48,13 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
 
 def run_facts(device: torch.device | str) -> dict:
     """Command line, commit, versions and hardware of this process."""
-    is_cuda = torch.device(device).type == "cuda"
+    is_cuda, threads = torch.device(device).type == "cuda", torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if is_cuda else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": git_commit(),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if is_cuda else f"CPU, {torch.get_num_threads()} threads",
+        "device": name,
     }
 
 

@@ -7,6 +7,9 @@ A recipe holds values for any of the arguments below (`--help`), which the comma
 
     torchrun --nproc_per_node 2 training/train.py --config ... --output_dir ...
 
+With `--generative_weight` a class-conditional model is trained as a classifier by Bayes' rule; it remains a model of
+images, whose likelihood is what is evaluated (`training/evaluate.py --classify true` tells how well it classifies).
+
 The output folder gets the model (with `--ema_decay`, the averaged one) and its image processor, loadable with
 `AutoModel` and `AutoImageProcessor`, `results.json` (the score of the whole evaluation split, computed from the saved
 files in float32), `recipe.yaml`, `samples.png`, `loss_curve.png`, and a `checkpoint-N` for each epoch, from which
@@ -27,6 +30,7 @@ from image_data import (
     LevelDataset,
     LevelStream,
     class_names,
+    collate_classes,
     collate_levels,
     find_class_column,
     find_image_column,
@@ -37,9 +41,9 @@ from image_data import (
 from pictures import draw_loss_curve, draw_samples
 from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 from run_record import keep_freed_memory, run_facts, write_json
-from saved_models import load_model
+from saved_models import load_classifier, load_model
 from scoring import score
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, set_seed
 
 import hf_pixelcnn
 from hf_pixelcnn import PixelCNNImageProcessor
@@ -75,7 +79,7 @@ class DataArguments:
     )
     mutation_rate: float = field(
         default=0.0,
-        metadata={"help": "Probability of replacing a level by one drawn from all alike, to train a background model."},
+        metadata={"help": "Probability of showing a level drawn from all alike, for a background model."},
     )
     streaming: bool = field(
         default=False,
@@ -105,6 +109,10 @@ class ModelArguments:
     num_head_layers: int | None = None
     dropout: float | None = None
     num_classes: int | None = None
+    generative_weight: float | None = field(
+        default=None,
+        metadata={"help": "Train a classifier: weight of the likelihood of an image, against that of its class."},
+    )
     output_distribution: str | None = None
     num_logistic_mix: int | None = None
     input_encoding: str | None = None
@@ -169,12 +177,13 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
     if args.model_type not in MODEL_CONFIGS:
         raise InputError(f"unknown --model_type {args.model_type!r}; known are {', '.join(MODEL_CONFIGS)}.")
     config_class = MODEL_CONFIGS[args.model_type]
+    auto_class = AutoModel if args.generative_weight is None else AutoModelForImageClassification
     own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
     if names:
         chosen |= {"num_classes": len(names), "id2label": dict(enumerate(names))}
     try:
-        return AutoModel.from_config(config_class(**chosen))
+        return auto_class.from_config(config_class(**chosen))
     except (StrictDataclassError, ValueError) as error:
         raise InputError(str(error)) from error
 
@@ -191,6 +200,9 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     model = processor = None
     if model_args.model_name_or_path:
         model, processor = load_model(model_args.model_name_or_path)
+        if model_args.generative_weight is not None:
+            fields = {"generative_weight": model_args.generative_weight}
+            model = load_classifier(model_args.model_name_or_path, **fields)
         num_levels, is_conditional = model.config.num_levels, model.config.num_classes > 0
     else:
         is_conditional = model_args.class_conditional or bool(model_args.num_classes)
@@ -202,6 +214,8 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     if processor is None and not is_codes:
         raise InputError(f"{model_args.model_name_or_path} has no image processor, so it needs a column of codes.")
 
+    if model_args.generative_weight is not None and not is_conditional:
+        raise InputError("--generative_weight needs a model with classes: give --class_conditional.")
     if data_args.class_dropout and not is_conditional:
         raise InputError("--class_dropout needs a model with classes: give --class_conditional.")
     names = None
@@ -255,6 +269,8 @@ def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: 
         raise InputError("--streaming goes with at most one of --dataloader_num_workers: several would mix the order.")
     if not 0 <= data_args.class_dropout < 1:
         raise InputError(f"--class_dropout must be in [0, 1), got {data_args.class_dropout}.")
+    if data_args.class_dropout and model_args.generative_weight is not None:
+        raise InputError("--class_dropout cannot go with --generative_weight: a classifier needs the class.")
     if not 0 <= data_args.mutation_rate <= 1:
         raise InputError(f"--mutation_rate must be in [0, 1], got {data_args.mutation_rate}.")
     if data_args.num_samples < 1:
@@ -264,7 +280,7 @@ def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: 
     if data_args.center_crop and model_args.image_size is None:
         raise InputError("--center_crop needs --image_size.")
     if model_args.model_name_or_path:
-        kept = ("model_name_or_path", "model_type", "class_conditional")
+        kept = ("model_name_or_path", "model_type", "class_conditional", "generative_weight")
         given = [name for name, value in asdict(model_args).items() if name not in kept and value is not None]
         given += [name for name in ("binarization", "threshold") if getattr(data_args, name) is not None]
         if given:
@@ -298,7 +314,14 @@ def main(arguments: list[str] | None = None):
     if checkpoint:
         check_same_model(model, checkpoint)
 
-    trainer = PixelCNNTrainer(model, args, train_dataset=images, eval_dataset=eval_images, processing_class=processor)
+    trainer = PixelCNNTrainer(
+        model,
+        args,
+        collate_levels if model_args.generative_weight is None else collate_classes,
+        train_dataset=images,
+        eval_dataset=eval_images,
+        processing_class=processor,
+    )
     trainer.train(resume_from_checkpoint=checkpoint)
     training_seconds = time.perf_counter() - start
     trainer.save_model()
@@ -326,6 +349,7 @@ def main(arguments: list[str] | None = None):
         **({} if data_args.streaming else {"num_training_images": len(images), "epochs": trainer.state.epoch}),
         "class_dropout": data_args.class_dropout,
         "mutation_rate": data_args.mutation_rate,
+        "generative_weight": model_args.generative_weight,
         "steps": trainer.state.global_step,
         "seed": args.seed,
         "num_parameters": model.num_parameters(),

@@ -52,8 +52,7 @@ class ImageClassificationMixin(ImageLikelihoodMixin):
     def log_likelihood(self, pixel_values: torch.LongTensor, class_id: int) -> torch.FloatTensor:
         """log p(x | c) in nats of each image for one class, `(batch,)`, at least float32."""
         class_ids = torch.full((len(pixel_values),), class_id, device=pixel_values.device)
-        parameters, _ = self.distribution_parameters(pixel_values, class_ids)
-        return self.output_distribution.log_prob(parameters, pixel_values).sum(dim=(1, 2, 3))
+        return self.log_prob(pixel_values, class_ids=class_ids).sum(dim=(1, 2, 3))
 
     @can_return_tuple
     def forward(
