@@ -41,7 +41,8 @@ def test_a_model_is_placed_automatically(saved):
     assert_same_model(loaded, model)
 
 
-def test_layers_on_disk_give_the_same_likelihood(saved):
+@pytest.mark.parametrize("is_first_on_disk", [False, True])
+def test_layers_on_disk_give_the_same_likelihood(saved, is_first_on_disk):
     model, folder = saved
     device_map = {f"model.{name}": "cpu" for name, _ in model.model.named_children()}
     if "model.layers" in device_map:
@@ -49,12 +50,20 @@ def test_layers_on_disk_give_the_same_likelihood(saved):
         device_map |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
     else:
         device_map["model.down_layers"] = "disk"
+    if is_first_on_disk:
+        first = next(name for name, _ in model.named_parameters())
+        places = {"cpu": "disk", "disk": "cpu"}
+        device_map = {name: places[place] for name, place in device_map.items()}
+        assert next(place for name, place in device_map.items() if first.startswith(f"{name}.")) == "disk"
     loaded = AutoModel.from_pretrained(
         folder, device_map={**device_map, "head": "disk"}, offload_folder=folder / "offload"
     )
     assert any(parameter.is_meta for parameter in loaded.parameters())
+    assert (loaded.device.type == "meta") == is_first_on_disk
     inputs = random_inputs(model)
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     assert torch.equal(loaded.log_prob(**inputs), model.log_prob(**inputs))
     naive = [m.generate(generator=seeded(), sampler="naive", **conditions(model, 1)) for m in (loaded, model)]
     assert torch.equal(*naive)
+    with pytest.raises(ValueError, match="some are offloaded"):
+        loaded.generate(**conditions(model, 1))
