@@ -205,13 +205,21 @@ def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return torch.minimum(first, last)
 
 
+def device_of(model) -> torch.device:
+    """Where the weights of a model lie; of one that is offloaded in part, those that are in memory."""
+    device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), None)
+    if device is None:
+        raise ValueError("The model is on the meta device: it has no weights to draw with.")
+    return device
+
+
 @contextlib.contextmanager
 def sampling_state(model):
     """Evaluation mode, set back afterwards; no gradients; no autocast, as products write in place in the own dtype."""
     training_modules = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
+        with torch.inference_mode(), torch.autocast(device_of(model).type, enabled=False):
             yield
     finally:
         for module in training_modules:
@@ -491,8 +499,7 @@ class PixelCNNGenerationMixin:
         if logits_processor is not None and not isinstance(logits_processor, list | tuple):
             raise TypeError(f"`logits_processor` must be a list, got {type(logits_processor).__name__}.")
         processors = LogitsProcessorList([*(logits_processor or []), *config.logits_processors()])
-        if self.device.type == "meta":
-            raise ValueError("The model is on the meta device: it has no weights to draw with.")
+        device = device_of(self)
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
         class_ids = self._request_class_ids(class_ids, shape[0])
         if config.guidance_scale != 1 and (class_ids is None or class_ids.min() < 0):
@@ -505,7 +512,7 @@ class PixelCNNGenerationMixin:
         if resamples > 1 and (known is None or streamer is not None):
             what = "`pixel_values` and `known_mask`: it weighs" if known is None else "no `streamer`: it chooses from"
             raise ValueError(f"`num_resamples={resamples}` needs {what} finished completions of given images.")
-        noise = draw_noise(generator, shape[0], num_dims, self.device, resamples)
+        noise = draw_noise(generator, shape[0], num_dims, device, resamples)
         if resamples > 1:  # from here on every completion is an image
             shape = (shape[0] * resamples, *shape[1:])
             known, given, class_ids = (
@@ -722,7 +729,7 @@ class PixelCNNGenerationMixin:
 
     def _request_class_ids(self, class_ids, batch: int) -> torch.Tensor | None:
         if class_ids is not None:
-            class_ids = torch.as_tensor(class_ids, device=self.device).reshape(-1)
+            class_ids = torch.as_tensor(class_ids, device=device_of(self)).reshape(-1)
             class_ids = class_ids.expand(batch) if len(class_ids) == 1 else class_ids
         check_class_ids(class_ids, batch, self.config)
         return class_ids
