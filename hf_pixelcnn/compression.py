@@ -177,7 +177,8 @@ def identity(model) -> dict[str, str]:
         raise ValueError("Compression needs all weights of the model in memory; some are offloaded.")
     # Fields of our own that act on the numbers; those of the base class are about loading and text.
     names = {field.name for field in fields(model.config)} - {field.name for field in fields(PreTrainedConfig)}
-    config = {name: getattr(model.config, name) for name in sorted(names - {"image_size", "dropout"})}
+    names -= {"image_size", "dropout", "class_prior", "class_temperature", "generative_weight"}
+    config = {name: getattr(model.config, name) for name in sorted(names)}
     weights = checksum()
     for name, tensor in sorted(model.masked_state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -468,6 +469,8 @@ def compress(
     from . import __version__
 
     load_coder()
+    if not isinstance(comment, bytes):
+        raise TypeError(f"`comment` must be bytes, got {type(comment).__name__}.")
     made_with = identity(model)
     check_levels("levels", levels, model.config)
     shape = list(levels.shape)

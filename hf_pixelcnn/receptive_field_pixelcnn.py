@@ -4,6 +4,8 @@ import copy
 
 import torch
 
+from .configuration_causal_image import as_height_and_width
+
 GRADIENT_AT_PIXEL = 1e200  # far above 1, so that even hundreds of layers do not round a gradient down to 0
 
 
@@ -73,8 +75,9 @@ def receptive_field(model, row: int, col: int, channel: int = 0) -> torch.BoolTe
     >>> field[0, 20].nonzero().flatten()  # columns that are seen in its own row
     ```
     """
+    model = getattr(model, "_orig_mod", model)  # what was compiled
     config = copy.deepcopy(model.config)
-    height, width = config.image_size
+    height, width = as_height_and_width(config.image_size)
     for name, value, size in [("row", row, height), ("col", col, width), ("channel", channel, config.num_channels)]:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
             raise ValueError(f"`{name}` must be 0 ... {size - 1}, got {value!r}.")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark import peak_bytes
-from conftest import CLASSIFIERS, FAMILIES, build_model, classy_model, random_inputs
+from conftest import CLASSIFIERS, FAMILIES, build_model, classy_model, random_inputs, small_config
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
@@ -142,6 +142,26 @@ def test_loss_and_gradients_are_those_of_the_formula(family, weight):
     expected.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(classifier.get_parameter(name).grad, parameter.grad, msg=name)
+
+
+def test_a_purely_generative_loss_is_finite_where_the_prior_is_zero(family):
+    classifier = classifier_of(classy_model(family, num_classes=3), class_prior=[0.0, 0.5, 0.5], generative_weight=1.0)
+    pixel_values = random_inputs(classifier)["pixel_values"]
+    assert classifier(pixel_values, labels=torch.tensor([0, 1])).loss.isfinite()
+
+
+def test_a_classifier_is_initialised_from_data():
+    config = small_config("pixelcnn_pp", num_classes=3)
+    torch.manual_seed(0)
+    classifier = CLASSIFIERS["pixelcnn_pp"](config)
+    torch.manual_seed(0)
+    causal = FAMILIES["pixelcnn_pp"][1](config)
+    inputs = random_inputs(causal, batch=4)
+    for model in (classifier, causal):
+        model.initialize_from_data(**inputs)
+    gains = [model.model.vertical_in.gain for model in (classifier, causal)]
+    assert torch.equal(*gains)
+    assert not (gains[0] == gains[0][0]).all()
 
 
 @pytest.mark.parametrize("is_training", [False, True])

@@ -219,6 +219,8 @@ def test_another_model_dtype_machine_or_version_is_named(model, levels):
         decompress(build_model("gated_pixelcnn", num_levels=4), data)
     with pytest.raises(CompressedStreamError, match="configuration is another one"):
         decompress(build_model("pixelcnn", num_levels=5), data)
+    model.config.class_temperature = 0.5  # of a classifier alone
+    assert torch.equal(decompress(model, data), levels)
     for field, text in [("torch", "torch 9.9"), ("constriction", "constriction 9.9"), ("hardware", "made on 9.9")]:
         with pytest.raises(CompressedStreamError, match=text):
             decompress(model, forge(data, **{field: "9.9"}))

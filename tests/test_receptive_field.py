@@ -103,6 +103,13 @@ def test_weights_mode_and_random_numbers_play_no_part_and_are_left_alone(family)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_compiled_model_and_a_size_set_later_have_a_field(family):
+    model = build_model(family)
+    expected = receptive_field(build_model(family, image_size=9), 4, 3)
+    model.config.image_size = 9
+    assert torch.equal(receptive_field(torch.compile(model, backend="eager"), 4, 3), expected)
+
+
 def test_a_model_without_weights_has_a_field(family):
     config = build_model(family).config
     with torch.device("meta"):

@@ -572,6 +572,31 @@ def test_a_model_is_fine_tuned_as_a_classifier(tmp_path, digits_words):
     assert cross_entropies[1] < 0.9 * cross_entropies[0]
 
 
+def test_the_names_of_classes_are_those_of_the_last_data(tmp_path, digits_words):
+    data = digits_words[: digits_words.index("--image_size")]
+    model = gated_model(num_levels=2, num_classes=10, image_size=8, id2label={i: f"old {i}" for i in range(10)})
+    model.save_pretrained(tmp_path / "start")
+    PixelCNNImageProcessor(num_levels=2, binarization="threshold", size=8).save_pretrained(tmp_path / "start")
+    words = [*data, "--model_name_or_path", str(tmp_path / "start"), "--max_steps", "1"]
+    train.main([*words, "--output_dir", str(tmp_path / "run")])
+    config = AutoModel.from_pretrained(tmp_path / "run").config
+    assert config.id2label[7] == "7"
+    assert config.label2id["7"] == 7
+
+
+def test_classes_that_the_model_lacks_are_noticed_before_training(tmp_path, digits_words):
+    rows = image_data.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
+    images = image_data.LevelDataset(rows, 2, PixelCNNImageProcessor(num_levels=2), with_classes=True)
+    image_data.check_classes_of(images, "train", 10)
+    images.class_ids[3] = -1
+    image_data.check_classes_of(images, "train", 10)
+    with pytest.raises(image_data.InputError, match=r"classes from -1 to \d; the model has 0 ... 9\.$"):
+        image_data.check_classes_of(images, "train", 10, least=0)
+    images.class_ids[3] = 10
+    with pytest.raises(image_data.InputError, match=r"'train' has classes from 0 to 10; .* 0 ... 9, or -1 for none"):
+        image_data.check_classes_of(images, "train", 10)
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
     parser = train.CommandLineParser([train.DataArguments, train.ModelArguments, PixelCNNTrainingArguments])
@@ -605,6 +630,7 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
         "--dataset and --output_dir are needed": [],
         "no class column": [*data, "--class_conditional", "true"],
         "--generative_weight needs a model with classes": [*data, "--generative_weight", "0.5"],
+        "--mutation_rate cannot go with": [*data, "--mutation_rate", "0.1", "--generative_weight", "0.5"],
         "--class_dropout cannot go with": [*data, "--class_dropout", "0.1", "--generative_weight", "0.5"],
         "unknown --model_type 'pixelrnn'": [*data, "--model_type", "pixelrnn"],
         "`hidden_size` must be divisible": [*data, "--hidden_size", "5"],

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from command_line import CommandLineParser, InputError, one_line_errors
-from image_data import LevelDataset, class_names, collate_levels, find_class_column, load_split
+from image_data import LevelDataset, check_classes_of, class_names, collate_levels, find_class_column, load_split
 from pictures import check_picture_path, draw_heat_maps, images_of_levels
 from run_record import keep_freed_memory, run_facts, write_json
 from saved_models import choose_device, load_classifier, load_model
@@ -98,6 +98,8 @@ def main(arguments: list[str] | None = None):
         with_classes=is_conditional or args.per_class,
         seed=args.seed,
     )
+    if is_conditional:
+        check_classes_of(images, args.split, model.config.num_classes, least=0 if args.classify else -1)
     if args.num_resamplings > 1 and not images.is_stochastic:
         raise InputError(f"--num_resamplings: the levels of {args.model} are not drawn, each draw would be the same.")
 

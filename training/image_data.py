@@ -246,6 +246,8 @@ class _Levels:
             settings = {"num_levels": num_levels}
             self.dtype = "uint8" if num_levels <= 256 else "int32"
         else:
+            if processor is None:
+                raise InputError(f"column {self.column!r} holds images, and the model has no image processor.")
             options = {
                 key: value
                 for key, value in processor.to_dict().items()
@@ -325,6 +327,17 @@ class LevelDataset(_Levels, torch.utils.data.Dataset):
         block = int(np.searchsorted(self.ends, index, side="right"))
         levels = self.blocks[block][index - self.ends[block]]  # a negative index, counted from the block's end
         return self.item(index, levels, None if self.class_ids is None else self.class_ids[index])
+
+
+def check_classes_of(images: LevelDataset, split: str, num_classes: int, least: int = -1):
+    """Raise unless all images have a class that the model has; `least` -1 allows images without a class."""
+    low, high = images.class_ids.min(), images.class_ids.max()
+    if low < least or high >= num_classes:
+        none = ", or -1 for none" if least < 0 else ""
+        raise InputError(
+            f"column {images.class_column!r} of split {split!r} has classes from {low} to {high}; the model has 0 ... "
+            f"{num_classes - 1}{none}."
+        )
 
 
 class LevelStream(_Levels, torch.utils.data.IterableDataset):

@@ -141,8 +141,10 @@ def find_class(config, word: str) -> int:
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(SamplingArguments).parse(arguments)
-    if min(args.num_images, args.batch_size, 1 if args.columns is None else args.columns) < 1:
-        raise InputError("--num_images, --batch_size and --columns must be at least 1.")
+    for name in ("num_images", "batch_size", "columns", "image_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}.")
     check_picture_path(args.output)
     model, processor = load_model(args.model)
     device = choose_device(args.device)

@@ -15,7 +15,7 @@ def load_model(
     """Model (`dtype="auto"`: in the dtype it was saved in) and image processor (`None` if there is none)."""
     try:
         model = AutoModel.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"cannot load a model from {path!r}: {error}") from error
     try:
         return model, AutoImageProcessor.from_pretrained(path)
@@ -36,6 +36,9 @@ def choose_device(name: str | None) -> torch.device:
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used: {error}") from error
+    if device.type == "meta":
+        raise InputError("device 'meta' cannot be used: nothing is computed there.")
+    return device

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from command_line import InputError
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ def split_nats(model: PreTrainedModel, images: Dataset, batch_size: int, collate
         `torch.DoubleTensor` `(num_images,)` on the CPU: the negative log-likelihood of each image in nats.
 
     Raises:
-        ValueError: If a likelihood is not a number.
+        InputError: If a likelihood is not a number.
     """
     model.eval()
     parts = []
@@ -59,7 +60,7 @@ def split_nats(model: PreTrainedModel, images: Dataset, batch_size: int, collate
         parts.append(nats_per_image(model, batch["pixel_values"].to(model.device), class_ids).cpu())
     nats = torch.cat(parts)
     if not nats.sum().isfinite():
-        raise ValueError(f"The likelihood of the split is {-nats.sum()}: the model's weights or outputs are broken.")
+        raise InputError(f"the likelihood of the split is {-nats.sum()}: the model's weights or outputs are broken.")
     return nats
 
 

@@ -24,11 +24,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from command_line import CommandLineParser, InputError, one_line_errors
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
 from image_data import (
     LevelDataset,
     LevelStream,
+    check_classes_of,
     class_names,
     collate_classes,
     collate_levels,
@@ -180,6 +181,8 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
     auto_class = AutoModel if args.generative_weight is None else AutoModelForImageClassification
     own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
+    if args.generative_weight is not None:
+        chosen.setdefault("dropout", 0.0)
     if names:
         chosen |= {"num_classes": len(names), "id2label": dict(enumerate(names))}
     try:
@@ -201,7 +204,7 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
     if model_args.model_name_or_path:
         model, processor = load_model(model_args.model_name_or_path)
         if model_args.generative_weight is not None:
-            fields = {"generative_weight": model_args.generative_weight}
+            fields = {"generative_weight": model_args.generative_weight, "dropout": 0.0}  # as its class asks for
             model = load_classifier(model_args.model_name_or_path, **fields)
         num_levels, is_conditional = model.config.num_levels, model.config.num_classes > 0
     else:
@@ -225,6 +228,9 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
         expected = model.config.num_classes if model else model_args.num_classes
         if expected and expected != len(names):
             raise InputError(f"the model has {expected} classes, column {class_column!r} has {len(names)}.")
+        if model and isinstance(rows.features[class_column], ClassLabel):  # as the images are called from now on
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: class_id for class_id, name in enumerate(names)}
     settings = {
         "num_levels": num_levels,
         "processor": processor,
@@ -242,6 +248,11 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
             seed=args.seed,
         )
         eval_images = LevelDataset(eval_rows, **settings, seed=args.seed + 1)
+    if is_conditional:
+        least = 0 if model_args.generative_weight is not None else -1
+        for split, split_images in ((data_args.train_split, images), (data_args.eval_split, eval_images)):
+            if isinstance(split_images, LevelDataset):
+                check_classes_of(split_images, split, len(names), least)
     if model is None:
         channels, *size = images.shape
         model = new_model(model_args, names, num_levels=num_levels, num_channels=channels, image_size=size)
@@ -269,8 +280,9 @@ def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: 
         raise InputError("--streaming goes with at most one of --dataloader_num_workers: several would mix the order.")
     if not 0 <= data_args.class_dropout < 1:
         raise InputError(f"--class_dropout must be in [0, 1), got {data_args.class_dropout}.")
-    if data_args.class_dropout and model_args.generative_weight is not None:
-        raise InputError("--class_dropout cannot go with --generative_weight: a classifier needs the class.")
+    for name in ("class_dropout", "mutation_rate"):
+        if getattr(data_args, name) and model_args.generative_weight is not None:
+            raise InputError(f"--{name} cannot go with --generative_weight: a classifier sees what is there.")
     if not 0 <= data_args.mutation_rate <= 1:
         raise InputError(f"--mutation_rate must be in [0, 1], got {data_args.mutation_rate}.")
     if data_args.num_samples < 1:
