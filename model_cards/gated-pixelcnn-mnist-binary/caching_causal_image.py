@@ -266,8 +266,8 @@ def sampling_cache(model, batch: int, width: int, class_ids: torch.Tensor | None
         cache = earlier
     yield cache
     kept[key] = cache
-    while len(kept) > MOST_KEPT:
-        del kept[next(iter(kept))]  # the one not used for longest
+    for oldest in list(kept)[:-MOST_KEPT]:  # other threads may draw with this model, too
+        kept.pop(oldest, None)
 
 
 __all__ = ["SamplingCache", "group_rows", "pointwise_weights", "row_weights", "sampling_cache", "stack_layers"]

@@ -217,7 +217,7 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         training_modules = [module for module in self.modules() if module.training]
         self.eval()  # no dropout
         try:
-            self(pixel_values, class_ids=class_ids)
+            getattr(self, "log_prob", self)(pixel_values, class_ids=class_ids)
         finally:
             for hook in hooks:
                 hook.remove()

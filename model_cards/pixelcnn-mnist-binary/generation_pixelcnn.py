@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from tqdm.auto import tqdm
@@ -208,9 +209,11 @@ def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 def device_of(model) -> torch.device:
     """Where the weights of a model lie; of one that is offloaded in part, those that are in memory."""
     device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), None)
+    if device is None:  # where accelerate computes if all are offloaded
+        device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
     if device is None:
         raise ValueError("The model is on the meta device: it has no weights to draw with.")
-    return device
+    return torch.device(device)
 
 
 @contextlib.contextmanager
@@ -675,6 +678,8 @@ class PixelCNNGenerationMixin:
                 f"generate() got unknown arguments {unknown}; besides its own it takes the generation settings "
                 f"{sorted(names)}."
             )
+        if not isinstance(generation_config, GenerationConfig | None):
+            raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(generation_config).__name__}.")
         sources = [self.generation_config] if generation_config is None else [generation_config, self.generation_config]
         settings = {}
         for name in names:
@@ -687,21 +692,25 @@ class PixelCNNGenerationMixin:
     def _request_shape(self, pixel_values, class_ids, num_images, image_size, generator) -> tuple[int, int, int, int]:
         """`(batch, channels, height, width)` of a request; everything that says a number of images must agree."""
         generators = generator if isinstance(generator, (list, tuple)) else [generator]
-        if not all(g is None or isinstance(g, torch.Generator) for g in generators):
-            raise TypeError(
-                f"`generator` must be a torch.Generator or a list of them, got {type(generators[0]).__name__}."
-            )
+        for g in generators:
+            if not isinstance(g, torch.Generator | None):
+                raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(g).__name__}.")
         if num_images is not None:
             check_count("num_images", num_images)
         if class_ids is not None and not isinstance(class_ids, int | list | tuple | torch.Tensor):
             raise TypeError(f"`class_ids` must be a LongTensor, a list or an int, got {type(class_ids).__name__}.")
+        if isinstance(class_ids, list | tuple):
+            for class_id in class_ids:
+                if not isinstance(class_id, Integral):
+                    raise TypeError(f"`class_ids` must be numbers of classes, got {class_id!r}.")
         if class_ids is not None and torch.as_tensor(class_ids).ndim > 1:
             shape = tuple(torch.as_tensor(class_ids).shape)
             raise ValueError(f"`class_ids` must be one number or a list of them, got shape {shape}.")
         if pixel_values is not None and not (isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4):
+            got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
             raise ValueError(
                 f"`pixel_values` must be a tensor of shape (batch, {self.config.num_channels}, height, width), got "
-                f"{getattr(pixel_values, 'shape', type(pixel_values).__name__)}."
+                f"{got}."
             )
         counts = {
             "num_images": num_images,

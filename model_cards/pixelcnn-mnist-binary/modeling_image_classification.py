@@ -102,7 +102,8 @@ class ImageClassificationMixin(ImageLikelihoodMixin):
             nats_per_dim = -log_likelihood.gather(1, labels[:, None]).sum() / pixel_values[0].numel()
             cross_entropy = F.cross_entropy(logits, labels, reduction="sum")
             count = len(pixel_values) if num_items_in_batch is None else num_items_in_batch
-            loss = (weight * nats_per_dim + (1 - weight) * cross_entropy) / count
+            discriminative = (1 - weight) * cross_entropy if weight < 1 else 0  # infinite where the prior is 0
+            loss = (weight * nats_per_dim + discriminative) / count
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
