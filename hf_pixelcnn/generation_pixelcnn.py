@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput, logging
 from .caching_causal_image import sampling_cache
 from .checks_pixelcnn import check_class_ids, check_count, check_levels, computable
 from .configuration_causal_image import as_height_and_width
+from .likelihood_pixelcnn import OutputDistribution, choose_levels
 
 logger = logging.get_logger(__name__)
 
@@ -187,25 +188,6 @@ def draw_noise(
     return torch.stack([numbers(g) for g in generators], dim=1).to(device)
 
 
-def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    r"""
-    The noise rule: the first level whose cumulative probability exceeds the number; if rounding leaves none, the last
-    level with a probability above 0; -1 if no level has one.
-
-    Args:
-        scores (`torch.FloatTensor` of shape `(batch, num_levels)`): Log-probabilities up to a constant.
-        noise (`torch.DoubleTensor` of shape `(batch,)`): Numbers in [0, 1).
-
-    Returns:
-        `torch.LongTensor` of shape `(batch,)`.
-    """
-    probabilities = scores.softmax(-1, dtype=torch.float64)
-    first = torch.searchsorted(probabilities.cumsum(-1), noise[:, None], right=True)[:, 0]
-    index = torch.arange(scores.shape[-1], device=scores.device)
-    last = torch.where(probabilities > 0, index, -1).amax(-1)
-    return torch.minimum(first, last)
-
-
 def device_of(model) -> torch.device:
     """Where the weights of a model lie; of one that is offloaded in part, those that are in memory."""
     device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), None)
@@ -291,17 +273,19 @@ class Canvas:
             self.on_row(row, levels.transpose(1, 2))
 
 
-class GuidedDistribution:
+class GuidedDistribution(OutputDistribution):
     r"""
     What guidance makes of an output distribution: log-probabilities without a class plus `scale` times what the class
     adds to them, normalised. The parameters of a batch are those with classes, then those without.
     """
 
-    def __init__(self, distribution, scale: float):
+    def __init__(self, distribution: OutputDistribution, scale: float):
+        super().__init__(distribution.num_channels, distribution.num_levels)
         self.distribution, self.scale = distribution, scale
 
-    def level_logits(self, parameters: torch.Tensor, channel: int, previous: torch.Tensor) -> torch.Tensor:
-        logits = self.distribution.level_logits(parameters, channel, torch.cat((previous, previous)))
+    def level_logits(self, parameters, channel, previous_channels=None):
+        both = torch.cat((previous_channels, previous_channels))
+        logits = self.distribution.level_logits(parameters, channel, both)
         with_class, without = logits.chunk(2)
         return (without + self.scale * (with_class - without)).log_softmax(-1)
 
@@ -341,6 +325,7 @@ class SampledCanvas(Canvas):
             distribution, self.copies = GuidedDistribution(distribution, guidance_scale), 2
         super().__init__(distribution, shape, noise.device, on_row)
         self.noise, self.processors, self.do_sample = noise.contiguous(), processors, do_sample
+        self.is_plain = do_sample and not processors  # the distribution itself says what a number stands for
         self.scores = [] if keep_scores else None
         self.known = None
         self.noise_of = self.noise.unbind(0)
@@ -356,7 +341,7 @@ class SampledCanvas(Canvas):
         self.levels_of = self.levels.unbind(1)
 
     def choose(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Levels `(n,)` of scores `(n, num_levels)` and numbers `(n,)`."""
+        """Levels `(...)` of processed scores `(..., num_levels)` and numbers `(...)`."""
         if self.do_sample:
             return choose_levels(scores, noise)
         highest, level = scores.max(-1)
@@ -364,19 +349,26 @@ class SampledCanvas(Canvas):
 
     def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
         """Draw one dimension of all images."""
-        scores = self.level_logits(parameters, dimension)
-        if self.weighed is not None and self.any_weighed[dimension]:
-            self.given_log_prob[:, dimension] = scores.gather(1, self.levels[:, dimension, None])[:, 0]
-        if self.processors:
-            shape = scores.shape
-            scores = self.processors(self.levels[:, :dimension].clone(), scores)
-            if scores.shape != shape:
-                raise ValueError(
-                    f"A logits processor must keep the shape of the scores, {tuple(shape)}, got {tuple(scores.shape)}."
-                )
-        if self.scores is not None:
-            self.scores.append(scores)
-        level = self.choose(scores, self.noise_of[dimension])
+        channel, noise = dimension % self.channels, self.noise_of[dimension]
+        weighs = self.weighed is not None and self.any_weighed[dimension]
+        if weighs or self.scores is not None or not self.is_plain:
+            scores = self.level_logits(parameters, dimension)
+            if weighs:
+                self.given_log_prob[:, dimension] = scores.gather(1, self.levels[:, dimension, None])[:, 0]
+            if self.processors:
+                shape = scores.shape
+                scores = self.processors(self.levels[:, :dimension].clone(), scores)
+                if scores.shape != shape:
+                    raise ValueError(
+                        "A logits processor must keep the shape of the scores, "
+                        f"{tuple(shape)}, got {tuple(scores.shape)}."
+                    )
+            if self.scores is not None:
+                self.scores.append(scores)
+        if self.is_plain:
+            level = self.distribution.icdf(parameters, channel, noise, self.levels[:, dimension - channel : dimension])
+        else:
+            level = self.choose(scores, noise)
         if self.known is not None and self.any_known[dimension]:
             level = torch.where(self.known[:, dimension], self.levels_of[dimension], level)
         return self.levels_of[dimension].copy_(level)
@@ -388,12 +380,17 @@ class SampledCanvas(Canvas):
         noise = self.noise[start:].T.view_as(levels)
         known = None if self.known is None else self.known[:, start:].view_as(levels)
         for channel in range(self.channels):
-            scores = self.distribution.level_logits(pixels, channel, levels[..., :channel])
+            numbers, previous = noise[..., channel].contiguous(), levels[..., :channel]
+            if self.weighed is not None or not self.is_plain:
+                scores = self.distribution.level_logits(pixels, channel, previous)
             if self.weighed is not None:
                 given_log_prob = scores.gather(-1, levels[..., channel, None])[..., 0]
                 self.given_log_prob[:, start + channel :: self.channels] = given_log_prob.flatten(1)
-            scores = self.processors(None, scores.flatten(0, -2))
-            level = self.choose(scores, noise[..., channel].flatten().contiguous()).view_as(levels[..., channel])
+            if self.is_plain:
+                level = self.distribution.icdf(pixels, channel, numbers, previous)
+            else:
+                scores = self.processors(None, scores.flatten(0, -2))
+                level = self.choose(scores, numbers.flatten()).view_as(numbers)
             if known is not None:
                 level = torch.where(known[..., channel], levels[..., channel], level)
             levels[..., channel] = level

@@ -6,6 +6,7 @@ from conftest import SAMPLERS, build_model, classy_model, random_inputs, seeded
 from transformers import LogitsProcessor
 
 from hf_pixelcnn.generation_pixelcnn import GuidedDistribution
+from hf_pixelcnn.likelihood_pixelcnn import OutputDistribution
 
 CONFIGS = {
     "grey_categorical": {"num_levels": 5, "num_classes": 3, "output_distribution": "categorical"},
@@ -37,14 +38,14 @@ def test_scores_are_those_without_a_class_plus_the_scaled_difference(family, sca
 
 
 def test_earlier_channels_of_a_pixel_reach_both_halves():
-    class Mixture:  # of a kind whose conditionals need the earlier channels
+    class Mixture(OutputDistribution):  # of a kind whose conditionals need the earlier channels
         def level_logits(self, parameters, channel, previous):
             return (parameters[..., channel, :] * (1 + previous.sum(-1, keepdim=True))).log_softmax(-1)
 
     parameters = torch.randn(4, 3, 5, generator=seeded())  # two images with, then the same two without a class
     previous = torch.tensor([[0, 2], [3, 1]])
-    with_class, without = (Mixture().level_logits(half, 2, previous) for half in parameters.chunk(2))
-    guided = GuidedDistribution(Mixture(), 2.0).level_logits(parameters, 2, previous)
+    with_class, without = (Mixture(3, 5).level_logits(half, 2, previous) for half in parameters.chunk(2))
+    guided = GuidedDistribution(Mixture(3, 5), 2.0).level_logits(parameters, 2, previous)
     torch.testing.assert_close(guided, (2 * with_class - without).log_softmax(-1))
 
 

@@ -5,6 +5,7 @@ import torch
 from conftest import build_model, random_inputs
 
 from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
+from hf_pixelcnn.likelihood_pixelcnn import choose_levels
 
 DISTRIBUTIONS = [
     BernoulliOutput(3, 2),
@@ -46,6 +47,37 @@ def test_level_logits_at_the_level_are_log_prob(distribution):
             pixel = distribution.pixels(parameters)[:, 2, 1]
             logits = distribution.level_logits(pixel, channel, levels[:, :channel, 2, 1])
             torch.testing.assert_close(logits[:, level], log_prob[:, channel, 2, 1])
+
+
+@pytest.mark.parametrize("num_levels", [2, 3, 4, 5, 16, 17, 256])
+@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
+def test_levels_of_a_logistic_mixture_are_found_without_their_probabilities(num_levels, scale):
+    distribution = LogisticMixtureOutput(3, num_levels, 4)
+    generator = torch.Generator().manual_seed(0)
+    pixels = distribution.pixels(parameters_of(distribution, 16, 8, 8, scale, torch.float64))
+    noise = torch.rand(16, 8, 8, dtype=torch.float64, generator=generator)
+    previous = torch.randint(num_levels, (16, 8, 8, 3), generator=generator)
+    for channel in range(3):
+        logits = distribution.level_logits(pixels, channel, previous[..., :channel])
+        levels = distribution.icdf(pixels, channel, noise, previous[..., :channel])
+        assert torch.equal(levels, choose_levels(logits, noise))
+        lowest, highest = (
+            distribution.icdf(pixels, channel, torch.full_like(noise, x), previous[..., :channel])
+            for x in (0.0, 1 - 2**-53)
+        )
+        assert (lowest <= levels).all() and (levels <= highest).all() and highest.max() < num_levels
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_broken_parameters_have_no_level(value):
+    for distribution in DISTRIBUTIONS[-3:]:
+        pixels = distribution.pixels(parameters_of(distribution))[:, 0, 0]
+        for i in range(distribution.num_parameters):
+            broken = pixels.clone()
+            broken[1, i] = value
+            noise, previous = torch.full((2,), 0.5, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.long)
+            levels = distribution.icdf(broken, 0, noise, previous[:, :0])
+            assert levels[0] >= 0 and levels[1] == -1
 
 
 def test_bernoulli_and_categorical_agree_with_hand_computed_numbers():

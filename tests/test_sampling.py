@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import LogitsProcessor
 
 from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor, caching_causal_image
-from hf_pixelcnn.generation_pixelcnn import choose_levels, draw_noise
+from hf_pixelcnn.generation_pixelcnn import draw_noise
+from hf_pixelcnn.likelihood_pixelcnn import choose_levels
 
 
 def test_all_samplers_draw_the_same_images_in_float64(family, variant):

@@ -1,8 +1,9 @@
 r"""
 Output distributions: what the numbers that a network puts out say about the levels of a pixel.
 
-Each class has three things: the number of parameters it needs a pixel, `log_prob` for training and scoring all
-dimensions in parallel, and `level_logits`, through which everything goes that samples or codes one dimension.
+Each class has four things: the number of parameters it needs a pixel, `log_prob` for training and scoring all
+dimensions in parallel, and of one dimension `level_logits`, the probabilities of all its levels, and `icdf`, the level
+that a random number stands for.
 """
 
 import math
@@ -18,6 +19,25 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 def log_one_minus_exp(x: torch.Tensor) -> torch.Tensor:
     """log(1 − e⁻ˣ) of x ≥ 0; finite, because an x that has underflowed counts as the smallest number."""
     return torch.log(-torch.expm1(-x.clamp(min=torch.finfo(x.dtype).tiny)))
+
+
+def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    r"""
+    The noise rule: the first level whose cumulative probability exceeds the number; if rounding leaves none, the last
+    level with a probability above 0; -1 if no level has one.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(..., num_levels)`): Log-probabilities up to a constant.
+        noise (`torch.DoubleTensor` of shape `(...)`): Numbers in [0, 1).
+
+    Returns:
+        `torch.LongTensor` of shape `(...)`.
+    """
+    probabilities = scores.softmax(-1, dtype=torch.float64)
+    first = torch.searchsorted(probabilities.cumsum(-1), noise[..., None], right=True)[..., 0]
+    index = torch.arange(scores.shape[-1], device=scores.device)
+    last = torch.where(probabilities > 0, index, -1).amax(-1)
+    return torch.minimum(first, last)
 
 
 class OutputDistribution:
@@ -73,6 +93,25 @@ class OutputDistribution:
             `torch.FloatTensor` of shape `(..., num_levels)`, at least float32, whose exponentials sum to 1.
         """
         raise NotImplementedError
+
+    def icdf(
+        self,
+        parameters: torch.Tensor,
+        channel: int,
+        noise: torch.Tensor,
+        previous_channels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""
+        Levels by the noise rule, see [`choose_levels`]: the inverse of the cumulative distribution function.
+
+        Args:
+            parameters, channel, previous_channels: See [`~OutputDistribution.level_logits`].
+            noise (`torch.DoubleTensor` of shape `(...)`): Numbers in [0, 1).
+
+        Returns:
+            `torch.LongTensor` of shape `(...)`; -1 where parameters are broken.
+        """
+        return choose_levels(self.level_logits(parameters, channel, previous_channels), noise)
 
 
 class BernoulliOutput(OutputDistribution):
@@ -187,11 +226,11 @@ class LogisticMixtureOutput(OutputDistribution):
     def channel_means(self, means, coefficients, previous: torch.Tensor) -> torch.Tensor:
         """Means in centred levels `(..., n + 1, M)` of the first channels, given n centred levels `(..., n)`."""
         count = previous.shape[-1] + 1
-        shifts = [torch.zeros_like(means[..., 0, :])]
+        means = means[..., :count, :] * self.half_range
         for c in range(1, count):
             pairs = slice(c * (c - 1) // 2, c * (c + 1) // 2)
-            shifts.append((coefficients[..., pairs, :].tanh() * previous[..., :c, None]).sum(-2))
-        return torch.stack(shifts, dim=-2).add_(means[..., :count, :], alpha=self.half_range)
+            means[..., c, :] += (coefficients[..., pairs, :].tanh() * previous[..., :c, None]).sum(-2)
+        return means
 
     def inverse_scales(self, log_scales: torch.Tensor) -> torch.Tensor:
         """1 / scale in units of levels, within what the paper and the dtype allow."""
@@ -200,9 +239,9 @@ class LogisticMixtureOutput(OutputDistribution):
     def level_log_mass(self, levels: torch.Tensor, means: torch.Tensor, inverse_scales: torch.Tensor) -> torch.Tensor:
         """log p_k of centred levels `(..., 1)` under components `(..., M)`."""
         is_lowest, is_highest = levels == -self.half_range, levels == self.half_range
-        above = torch.where(is_highest, 0, F.logsigmoid((levels + 0.5 - means) * inverse_scales))
-        below = torch.where(is_lowest, 0, F.logsigmoid((means - (levels - 0.5)) * inverse_scales))
-        return above + below + torch.where(is_lowest | is_highest, 0, log_one_minus_exp(inverse_scales))
+        above = F.logsigmoid((levels + 0.5 - means) * inverse_scales).masked_fill(is_highest, 0)
+        below = F.logsigmoid((means - (levels - 0.5)) * inverse_scales).masked_fill(is_lowest, 0)
+        return above + below + log_one_minus_exp(inverse_scales).masked_fill(is_lowest | is_highest, 0)
 
     def log_prob(self, parameters, levels):
         logits, means, log_scales, coefficients = self.components(parameters)
@@ -213,22 +252,24 @@ class LogisticMixtureOutput(OutputDistribution):
         log_weights = (logits + earlier).log_softmax(-1)
         return torch.logsumexp(log_weights + log_mass, dim=-1).permute(0, 3, 1, 2)
 
-    def level_logits(self, parameters, channel, previous_channels=None):
+    def component_logistics(self, parameters, channel: int, previous_channels) -> tuple[torch.Tensor, ...]:
+        """Of one channel given the earlier ones: log w up to a constant, means in centred levels, 1 / scales `(..., M)`."""
         logits, means, log_scales, coefficients = self.components(parameters)
         inverse_scales = self.inverse_scales(log_scales[..., : channel + 1, :])
         log_weights = logits[..., 0, :]
         if channel == 0:
-            mean = means[..., 0, :] * self.half_range
-        else:
-            previous = self.centred(previous_channels, means.dtype)
-            means = self.channel_means(means, coefficients, previous)
-            mean = means[..., channel, :]
-            log_mass = self.level_log_mass(previous[..., None], means[..., :-1, :], inverse_scales[..., :-1, :])
-            log_weights = log_weights + log_mass.sum(-2)
+            return log_weights, means[..., 0, :] * self.half_range, inverse_scales[..., 0, :]
+        previous = self.centred(previous_channels, means.dtype)
+        means = self.channel_means(means, coefficients, previous)
+        log_mass = self.level_log_mass(previous[..., None], means[..., :-1, :], inverse_scales[..., :-1, :])
+        return log_weights + log_mass.sum(-2), means[..., channel, :], inverse_scales[..., channel, :]
+
+    def level_logits(self, parameters, channel, previous_channels=None):
+        log_weights, mean, inverse_scale = self.component_logistics(parameters, channel, previous_channels)
+        inverse_scale = inverse_scale[..., None]
 
         # The sum over components of w σ(b) σ(-a) (1 - e^(a - b)). An edge z gives σ(±z) = e^min(±z, 0) σ(|z|), of which
         # the exponents and the logarithm of the rest are summed up first, and their highest value kept apart.
-        inverse_scale = inverse_scales[..., channel, :, None]
         edges = torch.arange(self.num_levels + 1, device=mean.device, dtype=mean.dtype) - (self.half_range + 0.5)
         z = (edges - mean[..., None]).mul_(inverse_scale)  # (..., M, num_levels + 1)
         z[..., 0], z[..., -1] = -torch.inf, torch.inf
@@ -241,6 +282,26 @@ class LogisticMixtureOutput(OutputDistribution):
         highest = exponents.detach().amax(-2, keepdim=True)
         terms = (exponents - highest).clamp_(min=-80).exp_()  # less adds nothing, and takes long
         return (terms * rest[..., 1:] * rest[..., :-1]).sum(-2).log_().add_(highest[..., 0, :])
+
+    def icdf(self, parameters, channel, noise, previous_channels=None):
+        r"""
+        Below the edge e lies Σ_k w_k σ((e - μ_k) / s_k), so the level is found without the others' probabilities: among
+        every n-th edge first, then among those between two of them, n² being at least the number of levels.
+        """
+        log_weights, means, inverse_scales = self.component_logistics(parameters, channel, previous_channels)
+        weights = log_weights.softmax(-1, dtype=torch.float64)[..., None]
+        means, inverse_scales = means.double()[..., None], inverse_scales.double()[..., None]
+        means, noise = means + (self.half_range + 0.5), noise[..., None]  # now the edge below a level is at its number
+
+        def count_below(edges: torch.Tensor) -> torch.Tensor:
+            cumulative = ((edges - means) * inverse_scales).sigmoid_().mul_(weights).sum(-2)
+            return (cumulative <= noise).sum(-1, keepdim=True)
+
+        stride = math.isqrt(self.num_levels - 1) + 1
+        steps = torch.arange(1, stride, device=noise.device)
+        level = stride * count_below(stride * steps)
+        level = (level + count_below(level[..., None] + steps)).clamp_(max=self.num_levels - 1)
+        return level[..., 0].masked_fill_((parameters * 0).sum(-1).isnan(), -1)
 
 
 OUTPUT_DISTRIBUTIONS = {
@@ -272,4 +333,5 @@ __all__ = [
     "LogisticMixtureOutput",
     "OutputDistribution",
     "bits_per_dim",
+    "choose_levels",
 ]

@@ -11,26 +11,28 @@ import torch.nn.functional as F
 from .caching_causal_image import SamplingCache
 
 
-def concat_elu_rows(x: torch.Tensor) -> torch.Tensor:
+def concat_elu_rows(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """ELU of x and of -x, features last."""
-    return F.elu_(torch.cat((x, -x), dim=-1))
+    return F.elu_(torch.cat((x, -x), dim=-1, out=out))
 
 
 class RowConv:
     """A vertical convolution, which sees a row and the one before it: rows `(batch, width, in)`, one at a time."""
 
     def __init__(self, cache: "PixelCNNPPCache", layer, width: int):
-        self.weight, self.bias = cache.keep((layer.visible_weight(), layer.bias))
+        weight = layer.visible_weight().contiguous(memory_format=torch.channels_last)
+        self.weight, self.bias = cache.keep((weight, layer.bias))
         self.stride = layer.stride
         self.rows = cache.zeros(cache.batch, 2, width, layer.in_channels)
 
-    def push(self, row: torch.Tensor):
-        """The next row."""
-        self.rows[:, 0].copy_(self.rows[:, 1])
-        self.rows[:, 1].copy_(row)
+    def next_row(self) -> torch.Tensor:
+        """Where to write the next row."""
+        before, row = self.rows.unbind(1)
+        before.copy_(row)
+        return row
 
     def output(self) -> torch.Tensor:
-        """Features `(batch, width / stride, out)` of the last row pushed."""
+        """Features `(batch, width / stride, out)` of the last row."""
         x = self.rows.permute(0, 3, 1, 2)
         return F.conv2d(x, self.weight, self.bias, self.stride, padding=(0, 1))[:, :, 0].transpose(1, 2)
 
@@ -45,14 +47,17 @@ class VerticalBlock:
         if other is not None:
             self.other_weight, self.other_bias = cache.keep((other.visible_weight()[:, :, 0, 0], other.bias))
 
-    def row(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+    def row(self, x: torch.Tensor, celu_x: torch.Tensor, celu_other: torch.Tensor | None = None) -> torch.Tensor:
         """One row `(batch, width, features)`."""
-        self.conv_in.push(concat_elu_rows(x))
+        self.conv_in.next_row().copy_(celu_x)
         t = self.conv_in.output()
-        if other is not None:
-            t = t + F.linear(concat_elu_rows(other), self.other_weight, self.other_bias)
-        self.conv_out.push(concat_elu_rows(t))
-        value, gate = (self.conv_out.output() + self.class_bias).chunk(2, dim=-1)
+        if celu_other is not None:
+            t = t + F.linear(celu_other, self.other_weight, self.other_bias)
+        concat_elu_rows(t, out=self.conv_out.next_row())
+        gated = self.conv_out.output()
+        if self.class_bias is not None:
+            gated = gated + self.class_bias
+        value, gate = gated.chunk(2, dim=-1)
         return torch.addcmul(x, value, gate.sigmoid())
 
 
@@ -64,7 +69,8 @@ class CornerRow:
 
     def __init__(self, cache: "PixelCNNPPCache", layer, width: int):
         weight = layer.visible_weight()
-        self.weight_above, self.bias = cache.keep((weight[:, :, :1], layer.bias))
+        weight_above = weight[:, :, :1].contiguous(memory_format=torch.channels_last)
+        self.weight_above, self.bias = cache.keep((weight_above, layer.bias))
         self.weight = cache.keep(weight[:, :, 1].permute(2, 1, 0).flatten(0, 1))  # (2 * in, out)
         self.size, self.stride = layer.in_channels, layer.stride[1]
         self.inputs = cache.zeros(cache.batch, (1 + width) * self.size)
@@ -126,13 +132,13 @@ class CombinedBlock:
             for j in range(width)
         ]
 
-    def start_row(self, u: torch.Tensor):
-        """Take in the row `(batch, width, features)` that the vertical block beside this one has put out."""
+    def start_row(self, celu_u: torch.Tensor):
+        """Take in celu of the row `(batch, width, features)` that the vertical block beside this one has put out."""
         self.row_in.start_row()
-        u = concat_elu_rows(u[:, : len(self.steps)])
-        self.row_in.above += F.linear(u, self.u_weight, self.other_bias)
+        self.row_in.above += F.linear(celu_u[:, : len(self.steps)], self.u_weight, self.other_bias)
         self.row_out.start_row()
-        self.row_out.above += self.class_bias
+        if self.class_bias is not None:
+            self.row_out.above += self.class_bias
 
     def step(self, column: int):
         """One pixel."""
@@ -216,15 +222,17 @@ class Level:
 
     def start_row(self, u: torch.Tensor) -> torch.Tensor:
         """One row of the vertical stream through the network, from this resolution on: `(batch, width, features)`."""
-        skips = [u]
+        celu_u = concat_elu_rows(u)
+        skips = [celu_u]
         for vertical, combined in zip(self.vertical_up, self.combined_up, strict=True):
-            u = vertical.row(u)
-            combined.start_row(u)
-            skips.append(u)
+            u = vertical.row(u, celu_u)
+            celu_u = concat_elu_rows(u)
+            combined.start_row(celu_u)
+            skips.append(celu_u)
         if self.lower is None:
             skips.pop()
         else:
-            self.vertical_downsampling.push(u)
+            self.vertical_downsampling.next_row().copy_(u)
             if self.has_lower_row():
                 self.downsampling.start_row()
                 low = self.lower.start_row(self.vertical_downsampling.output())
@@ -235,9 +243,11 @@ class Level:
             else:
                 u = self.vertical_rows[1]
                 self.combined_rows[0].copy_(self.combined_rows[1])
+            celu_u = concat_elu_rows(u)
         for vertical, combined in zip(self.vertical_down, self.combined_down, strict=True):
-            u = vertical.row(u, skips.pop())
-            combined.start_row(u)
+            u = vertical.row(u, celu_u, skips.pop())
+            celu_u = concat_elu_rows(u)
+            combined.start_row(celu_u)
         return u
 
     def step(self, column: int):
@@ -282,10 +292,10 @@ class PixelCNNPPCache(SamplingCache):
         self.full = Level(self, network, 0, width, padded_width)
         self.hidden = self.full.result
 
-    def class_bias(self, block) -> torch.Tensor:
-        """What the class adds to the last convolution of a block, `(batch, 1, 2 * features)`; zeros without one."""
+    def class_bias(self, block) -> torch.Tensor | None:
+        """What the class adds to the last convolution of a block, `(batch, 1, 2 * features)`; `None` without one."""
         if self.class_ids is None:
-            return self.zeros(1, 1, 2 * self.size)
+            return None
         return self.keep(block.class_embedding(self.class_ids)[:, None, :, 0, 0])
 
     def prepare_head(self, head):
