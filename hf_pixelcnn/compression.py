@@ -173,6 +173,10 @@ def load_coder():
 
 def identity(model) -> dict[str, str]:
     """What must be the same for decoding: fields of [`StreamHeader`]."""
+    if not hasattr(model, "generate"):
+        raise TypeError(
+            f"`model` must be a ...ForCausalImageModeling, which can draw images, got {type(model).__name__}."
+        )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("Compression needs all weights of the model in memory; some are offloaded.")
     # Fields of our own that act on the numbers; those of the base class are about loading and text.

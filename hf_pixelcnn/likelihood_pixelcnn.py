@@ -253,7 +253,7 @@ class LogisticMixtureOutput(OutputDistribution):
         return torch.logsumexp(log_weights + log_mass, dim=-1).permute(0, 3, 1, 2)
 
     def component_logistics(self, parameters, channel: int, previous_channels) -> tuple[torch.Tensor, ...]:
-        """Of one channel given the earlier ones: log w up to a constant, means in centred levels, 1 / scales `(..., M)`."""
+        """Of one channel, given the earlier ones: log w + constant, means in centred levels, 1 / scales `(..., M)`."""
         logits, means, log_scales, coefficients = self.components(parameters)
         inverse_scales = self.inverse_scales(log_scales[..., : channel + 1, :])
         log_weights = logits[..., 0, :]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
+from .checks_pixelcnn import check_count
 from .configuration_causal_image import as_height_and_width
 from .image_processing_pixelcnn import PixelCNNImageProcessor
 
@@ -51,6 +52,8 @@ class LivePreview:
         every: int = 1,
         show: Callable[[Image.Image], None] | None = None,
     ):
+        check_count("num_images", num_images)
+        check_count("every", every)
         self.processor, self.every = processor, every
         self.show = show_in_notebook() if show is None else show
         self.columns = math.ceil(math.sqrt(min(num_images, 64)))

@@ -257,6 +257,12 @@ def test_labels_that_are_not_classes(labels, error, message):
         classifier(torch.zeros(2, 1, 5, 6).long(), labels=labels)
 
 
+def test_images_that_are_not_levels():
+    classifier = classifier_of(build_model("pixelcnn", num_classes=3))
+    with pytest.raises(TypeError, match=r"`pixel_values` must be a torch\.Tensor of integer levels, got list"):
+        classifier([[[[0, 1]]]], labels=torch.tensor([0]))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -386,6 +386,8 @@ def test_levels_and_classes_that_do_not_fit_the_model_are_refused(model):
     conditional = build_model("gated_pixelcnn", num_classes=2)
     with pytest.raises(ValueError, match="`class_ids` are needed"):
         compress(conditional, torch.zeros(1, 1, 8, 8, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"must be a \.\.\.ForCausalImageModeling, which .* got GatedPixelCNNModel"):
+        compress(model.model, torch.zeros(1, 1, 8, 8, dtype=torch.long))
 
 
 def test_broken_weights_are_an_error(family):

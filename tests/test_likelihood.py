@@ -65,7 +65,9 @@ def test_levels_of_a_logistic_mixture_are_found_without_their_probabilities(num_
             distribution.icdf(pixels, channel, torch.full_like(noise, x), previous[..., :channel])
             for x in (0.0, 1 - 2**-53)
         )
-        assert (lowest <= levels).all() and (levels <= highest).all() and highest.max() < num_levels
+        for smaller, larger in ((lowest, levels), (levels, highest)):
+            assert (smaller <= larger).all()
+        assert highest.max() < num_levels
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -77,7 +79,8 @@ def test_broken_parameters_have_no_level(value):
             broken[1, i] = value
             noise, previous = torch.full((2,), 0.5, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.long)
             levels = distribution.icdf(broken, 0, noise, previous[:, :0])
-            assert levels[0] >= 0 and levels[1] == -1
+            assert levels[0] >= 0
+            assert levels[1] == -1
 
 
 def test_bernoulli_and_categorical_agree_with_hand_computed_numbers():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_model, seeded
+from PIL import Image
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -49,9 +50,10 @@ def test_given_images_are_completed(pipe):
     given = pipe(class_ids=0, num_images=2, generator=seeded()).images
     upper = np.zeros((5, 6), dtype=bool)
     upper[:3] = True
-    completed = pipe(images=given, mask=upper, class_ids=0, generator=seeded(1)).images
-    for image, original in zip(completed, given, strict=True):
-        assert np.array_equal(np.asarray(image)[:3], np.asarray(original)[:3])
+    for mask in (upper, upper.tolist(), torch.tensor(upper), Image.fromarray(upper)):
+        completed = pipe(images=given, mask=mask, class_ids=0, generator=seeded(1)).images
+        for image, original in zip(completed, given, strict=True):
+            assert np.array_equal(np.asarray(image)[:3], np.asarray(original)[:3])
 
 
 def test_completions_that_heed_what_comes_later_say_how_many_were_good(pipe):

@@ -643,6 +643,8 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
             *[*TINY[2:], "--image_size", "8", "--per_device_train_batch_size", "2"],
         ],
         "`ema_decay` must be in [0, 1)": [*data, "--ema_decay", "1.5"],
+        "`per_device_train_batch_size` must be at least 1, got 0": [*data, "--per_device_train_batch_size", "0"],
+        "--seed must be 0 ... 4294967295, got -1": [*data, "--seed", "-1"],
         "--num_samples must be at least 1": [*data, "--num_samples", "0"],
         "--mutation_rate must be in [0, 1], got 1.5": [*data, "--mutation_rate", "1.5"],
         "--threshold needs": [*data, "--threshold", "0"],

@@ -14,8 +14,9 @@ Samplers: `naive` runs a full forward for every dimension, `cropped` a forward o
 both are measured in part and scaled. `fixed_point` gives its number of iterations. Where one forward takes more than
 2 seconds, times are of one run, `naive` is the forward's time scaled, and `fixed_point` is left out.
 
-The last lines give the training rate (compiled, channels_last, in bfloat16 where the processor has it) and the share of
-the measured rate of matrix products that it is.
+The last lines give the training rate, the share of the measured rate of matrix products that it is, and where the time
+goes: `eager` in float32, and `fast`, which is compiled, in channels_last, with the fused optimizer, and in bfloat16
+where the processor has it.
 """
 
 import contextlib
@@ -248,31 +249,54 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = 20
     return 2 * size**3 / median_seconds(lambda: a @ b, device, repeats=10)
 
 
-def training_rate(config, batch: int, device: torch.device) -> dict:
-    """Images a second of training steps, compiled and in channels_last."""
-    torch.manual_seed(0)
-    dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    model = AutoModel.from_config(config).to(device, memory_format=torch.channels_last).train()
+def time_shares(call: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Which part of the time of `call` goes to convolutions (and products), to the optimizer, and to all else."""
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        call()
+        synchronize(device)
+    times = dict.fromkeys(("convolutions", "optimizer", "rest"), 0.0)
+    for event in profiler.key_averages():
+        name = event.key.lower()
+        products = ("conv", "mm", "gemm", "xmma", "cutlass")
+        kind = "optimizer" if "adam" in name else "convolutions" if any(map(name.__contains__, products)) else "rest"
+        times[kind] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
+    return {kind: time / sum(times.values()) for kind, time in times.items()}
+
+
+def training_rates(config, batch: int, device: torch.device) -> dict[str, dict]:
+    """Images a second of training steps: `eager` in float32 and the default memory format, and `fast`."""
+    fast_dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     pixel_values = torch.randint(config.num_levels, (batch, config.num_channels, *config.image_size), device=device)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    with FlopCounterMode(display=False) as counter:
-        model(pixel_values, labels=pixel_values).loss.backward()
-    compiled = torch.compile(model, dynamic=False)
+    product_rates = {dtype: matrix_product_rate(device, dtype) for dtype in {torch.float32, fast_dtype}}
+    rates = {}
+    for kind, dtype, memory_format in (
+        ("eager", torch.float32, torch.contiguous_format),
+        ("fast", fast_dtype, torch.channels_last),
+    ):
+        torch.manual_seed(0)
+        model = AutoModel.from_config(config).to(device, memory_format=memory_format).train()
+        optimizer = torch.optim.AdamW(model.parameters(), fused=kind == "fast")
+        with FlopCounterMode(display=False) as counter:
+            model(pixel_values, labels=pixel_values).loss.backward()
+        network = torch.compile(model, dynamic=False) if kind == "fast" else model
 
-    def step():
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = compiled(pixel_values, labels=pixel_values).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        def step(network=network, optimizer=optimizer, dtype=dtype):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = network(pixel_values, labels=pixel_values).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
-    step()
-    seconds = median_seconds(step, device, repeats=10)
-    return {
-        "images_per_second": batch / seconds,
-        "dtype": str(dtype).removeprefix("torch."),
-        "share_of_matrix_rate": counter.get_total_flops() / seconds / matrix_product_rate(device, dtype),
-    }
+        step()
+        seconds = median_seconds(step, device, repeats=7)
+        rates[kind] = {
+            "images_per_second": batch / seconds,
+            "dtype": str(dtype).removeprefix("torch."),
+            "share_of_matrix_rate": counter.get_total_flops() / seconds / product_rates[dtype],
+            "time_shares": time_shares(step, device),
+        }
+    return rates
 
 
 @one_line_errors
@@ -305,12 +329,14 @@ def main(arguments: list[str] | None = None):
     if args.train:
         results["training"] = {}
         for name in ("plain", "grey"):
-            rate = training_rate(CASES[name], 32, torch.device(args.device))
-            results["training"][name] = rate
-            print(
-                f"training {name}: {rate['images_per_second']:.0f} images/s, "
-                f"{100 * rate['share_of_matrix_rate']:.0f} % of the rate of {rate['dtype']} matrix products"
-            )
+            results["training"][name] = training_rates(CASES[name], 32, torch.device(args.device))
+            for kind, rate in results["training"][name].items():
+                shares = ", ".join(f"{part} {share:.0%}" for part, share in rate["time_shares"].items())
+                print(
+                    f"training {name}, {kind}: {rate['images_per_second']:.0f} images/s, "
+                    f"{rate['share_of_matrix_rate']:.0%} of the rate of {rate['dtype']} matrix products ({shares})",
+                    flush=True,
+                )
     print(f"{json.dumps(results['device'])}, {time.perf_counter() - start:.0f} s in all")
     if args.output:
         write_json(results, args.output)

@@ -28,6 +28,12 @@ LEVELS = "levels"
 SHUFFLE_BUFFER = 10_000  # images of a stream in memory, among which the next one is chosen
 
 
+def check_seed(seed: int):
+    """Raise unless numpy takes the seed."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be 0 ... {2**32 - 1}, got {seed}.")
+
+
 def load_split(
     dataset: str, split: str, config_name: str | None = None, cache_dir: str | None = None, streaming: bool = False
 ) -> datasets.Dataset | datasets.IterableDataset:
@@ -235,6 +241,7 @@ class _Levels:
         mutation_rate: float = 0.0,
         seed: int = 0,
     ):
+        check_seed(seed)
         self.column, is_codes = find_image_column(rows.features, image_column)
         self.class_column = find_class_column(rows.features, class_column) if with_classes else None
         self.is_stochastic = False

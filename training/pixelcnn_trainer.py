@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from image_data import collate_levels
+from image_data import check_seed, collate_levels
 from run_record import has_fast_bfloat16
 from safetensors.torch import load_file, save_file
 from scoring import metrics_of, nats_per_image
@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
+
+from hf_pixelcnn.checks_pixelcnn import check_count
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +49,9 @@ class PixelCNNTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            check_count(name, getattr(self, name))
+        check_seed(self.seed)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else `bf16` is refused on a CPU
         if self.bf16 and self.use_cpu and not has_fast_bfloat16("cpu"):
             logger.warning("This CPU has no instructions for bfloat16: training in float32 instead.")
