@@ -34,7 +34,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from .checks_pixelcnn import check_levels
+from .checks_pixelcnn import check_draws, check_levels
 from .generation_pixelcnn import Canvas, sampling_state
 
 MAGIC = b"\x89PXC"
@@ -173,10 +173,7 @@ def load_coder():
 
 def identity(model) -> dict[str, str]:
     """What must be the same for decoding: fields of [`StreamHeader`]."""
-    if not hasattr(model, "generate"):
-        raise TypeError(
-            f"`model` must be a ...ForCausalImageModeling, which can draw images, got {type(model).__name__}."
-        )
+    check_draws(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("Compression needs all weights of the model in memory; some are offloaded.")
     # Fields of our own that act on the numbers; those of the base class are about loading and text.

@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from .checks_pixelcnn import check_draws
 from .configuration_causal_image import as_height_and_width
 
 GRADIENT_AT_PIXEL = 1e200  # far above 1, so that even hundreds of layers do not round a gradient down to 0
@@ -68,7 +69,7 @@ def receptive_field(model, row: int, col: int, channel: int = 0) -> torch.BoolTe
         `torch.BoolTensor` of shape `(channels, height, width)`, True inside the field.
 
     Raises:
-        ValueError: If there is no such dimension.
+        ValueError, TypeError: If there is no such dimension, or `model` is of another kind.
 
     ```python
     >>> field = hf_pixelcnn.receptive_field(model, row=20, col=14)
@@ -76,7 +77,10 @@ def receptive_field(model, row: int, col: int, channel: int = 0) -> torch.BoolTe
     ```
     """
     model = getattr(model, "_orig_mod", model)  # what was compiled
+    check_draws(model)
     config = copy.deepcopy(model.config)
+    if hasattr(config, "weight_norm"):
+        config.weight_norm = False  # another way to write the same weights
     height, width = as_height_and_width(config.image_size)
     for name, value, size in [("row", row, height), ("col", col, width), ("channel", channel, config.num_channels)]:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:

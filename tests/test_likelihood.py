@@ -72,15 +72,35 @@ def test_levels_of_a_logistic_mixture_are_found_without_their_probabilities(num_
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_broken_parameters_have_no_level(value):
+    noise, previous = torch.full((2,), 0.5, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.long)
     for distribution in DISTRIBUTIONS[-3:]:
         pixels = distribution.pixels(parameters_of(distribution))[:, 0, 0]
-        for i in range(distribution.num_parameters):
+        logits_and_means = 2 * distribution.num_components  # the means are those of the first channel
+        for i in range(logits_and_means):
             broken = pixels.clone()
             broken[1, i] = value
-            noise, previous = torch.full((2,), 0.5, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.long)
             levels = distribution.icdf(broken, 0, noise, previous[:, :0])
             assert levels[0] >= 0
-            assert levels[1] == -1
+            assert levels[1] == -1 or (value == -torch.inf and i < distribution.num_components)
+
+
+def test_earlier_levels_that_no_component_can_give_leave_no_level():
+    distribution = LogisticMixtureOutput(3, 256, 2)
+    pixels = torch.zeros(1, distribution.num_parameters)
+    pixels[:, 2:4] = 1e36  # means of the first channel, so far away that the others have no component left
+    pixels[:, 8:14] = -7
+    noise, previous = torch.full((1,), 0.5, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.long)
+    for channel in (1, 2):
+        logits = distribution.level_logits(pixels, channel, previous[:, :channel])
+        assert choose_levels(logits, noise) == distribution.icdf(pixels, channel, noise, previous[:, :channel]) == -1
+
+
+def test_rounding_never_draws_a_level_without_a_mass():
+    distribution = LogisticMixtureOutput(1, 256, 10)
+    pixels = torch.randn(400, distribution.num_parameters, generator=torch.Generator().manual_seed(0))
+    pixels[:, 10:20], pixels[:, 20:30] = 0, -7  # all means in the middle, all scales small
+    noise = torch.full((400,), 1 - 2**-53, dtype=torch.float64)
+    assert distribution.icdf(pixels, 0, noise).max() < 140
 
 
 def test_bernoulli_and_categorical_agree_with_hand_computed_numbers():

@@ -613,7 +613,7 @@ def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
         assert word in header
 
 
-def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
+def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, trained):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("num_levles: 4\n")
     data = ["--dataset", shades, "--train_split", "train[:6]", "--eval_split", "train[6:]"]
@@ -651,6 +651,11 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, shades, trained):
         "--center_crop needs --image_size": [*data, "--center_crop", "true"],
         "cannot load a classifier": [*data, "--model_name_or_path", trained, "--generative_weight", "0.5"],
         "--hidden_size cannot go with": [*data, "--model_name_or_path", trained, "--hidden_size", "4"],
+        "--model_type cannot go with": [*data, "--model_name_or_path", trained, "--model_type", "pixelcnn"],
+        "is a model without classes": [*data, "--model_name_or_path", trained, "--class_conditional", "true"],
+        "--binarization is for images, column 'grid'": [
+            *["--dataset", codes, "--eval_split", "train", "--num_levels", "300", "--binarization", "threshold"],
+        ],
     }.items():
         words = [*words, "--use_cpu", "true", "--disable_tqdm", "true"]
         if words[:1] == ["--dataset"]:

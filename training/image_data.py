@@ -164,8 +164,8 @@ def class_names(rows: datasets.Dataset | datasets.IterableDataset, column: str) 
 
 
 def num_channels_of(image: Image.Image) -> int:
-    """1 for a grey or black-and-white image, 3 for any other."""
-    return 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
+    """1 for a grey or black-and-white image, with or without transparency, 3 for any other, so one with a palette."""
+    return 1 if image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16") else 3
 
 
 @contextlib.contextmanager

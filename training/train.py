@@ -95,7 +95,9 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Continue with this model and processor instead of making new ones."}
     )
-    model_type: str = field(default="pixelcnn", metadata={"help": f"Family: {', '.join(MODEL_CONFIGS)}."})
+    model_type: str | None = field(
+        default=None, metadata={"help": f"Family: {', '.join(MODEL_CONFIGS)}; by default pixelcnn."}
+    )
     class_conditional: bool = field(
         default=False, metadata={"help": "Condition the model on the classes of the data set."}
     )
@@ -175,9 +177,10 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
         names (`list[str]`, *optional*): Names of the classes of a conditional model.
         given: Fields that the data decide.
     """
-    if args.model_type not in MODEL_CONFIGS:
-        raise InputError(f"unknown --model_type {args.model_type!r}; known are {', '.join(MODEL_CONFIGS)}.")
-    config_class = MODEL_CONFIGS[args.model_type]
+    family = args.model_type or "pixelcnn"
+    if family not in MODEL_CONFIGS:
+        raise InputError(f"unknown --model_type {family!r}; known are {', '.join(MODEL_CONFIGS)}.")
+    config_class = MODEL_CONFIGS[family]
     auto_class = AutoModel if args.generative_weight is None else AutoModelForImageClassification
     own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
@@ -207,10 +210,17 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
             fields = {"generative_weight": model_args.generative_weight, "dropout": 0.0}  # as its class asks for
             model = load_classifier(model_args.model_name_or_path, **fields)
         num_levels, is_conditional = model.config.num_levels, model.config.num_classes > 0
+        if model_args.class_conditional and not is_conditional:
+            raise InputError(f"--class_conditional: {model_args.model_name_or_path} is a model without classes.")
     else:
         is_conditional = model_args.class_conditional or bool(model_args.num_classes)
-        if is_codes and not model_args.num_levels:
-            raise InputError(f"column {column!r} holds codes: give their number with --num_levels.")
+        if is_codes:
+            if not model_args.num_levels:
+                raise InputError(f"column {column!r} holds codes: give their number with --num_levels.")
+            for_images = ("image_size", "num_channels", "binarization", "threshold", "center_crop")
+            given = [name for name in for_images if getattr(model_args, name, None) or getattr(data_args, name, None)]
+            if given:
+                raise InputError(f"--{given[0]} is for images, column {column!r} holds codes.")
         if not is_codes:
             processor = new_processor(data_args, model_args, rows, column)
         num_levels = model_args.num_levels if is_codes else processor.num_levels
@@ -247,7 +257,7 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
             mutation_rate=data_args.mutation_rate,
             seed=args.seed,
         )
-        eval_images = LevelDataset(eval_rows, **settings, seed=args.seed + 1)
+        eval_images = LevelDataset(eval_rows, **settings, seed=(args.seed + 1) % 2**32)
     if is_conditional:
         least = 0 if model_args.generative_weight is not None else -1
         for split, split_images in ((data_args.train_split, images), (data_args.eval_split, eval_images)):
@@ -292,7 +302,7 @@ def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: 
     if data_args.center_crop and model_args.image_size is None:
         raise InputError("--center_crop needs --image_size.")
     if model_args.model_name_or_path:
-        kept = ("model_name_or_path", "model_type", "class_conditional", "generative_weight")
+        kept = ("model_name_or_path", "class_conditional", "generative_weight")
         given = [name for name, value in asdict(model_args).items() if name not in kept and value is not None]
         given += [name for name in ("binarization", "threshold") if getattr(data_args, name) is not None]
         if given:

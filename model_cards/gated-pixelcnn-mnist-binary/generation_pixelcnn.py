@@ -284,7 +284,7 @@ class GuidedDistribution(OutputDistribution):
         self.distribution, self.scale = distribution, scale
 
     def level_logits(self, parameters, channel, previous_channels=None):
-        both = torch.cat((previous_channels, previous_channels))
+        both = None if previous_channels is None else torch.cat((previous_channels, previous_channels))
         logits = self.distribution.level_logits(parameters, channel, both)
         with_class, without = logits.chunk(2)
         return (without + self.scale * (with_class - without)).log_softmax(-1)
@@ -351,6 +351,7 @@ class SampledCanvas(Canvas):
         """Draw one dimension of all images."""
         channel, noise = dimension % self.channels, self.noise_of[dimension]
         weighs = self.weighed is not None and self.any_weighed[dimension]
+        scores = None
         if weighs or self.scores is not None or not self.is_plain:
             scores = self.level_logits(parameters, dimension)
             if weighs:
@@ -366,7 +367,8 @@ class SampledCanvas(Canvas):
             if self.scores is not None:
                 self.scores.append(scores)
         if self.is_plain:
-            level = self.distribution.icdf(parameters, channel, noise, self.levels[:, dimension - channel : dimension])
+            previous = self.levels[:, dimension - channel : dimension]
+            level = self.distribution.icdf(parameters, channel, noise, previous, scores)
         else:
             level = self.choose(scores, noise)
         if self.known is not None and self.any_known[dimension]:
@@ -380,14 +382,14 @@ class SampledCanvas(Canvas):
         noise = self.noise[start:].T.view_as(levels)
         known = None if self.known is None else self.known[:, start:].view_as(levels)
         for channel in range(self.channels):
-            numbers, previous = noise[..., channel].contiguous(), levels[..., :channel]
+            numbers, previous, scores = noise[..., channel].contiguous(), levels[..., :channel], None
             if self.weighed is not None or not self.is_plain:
                 scores = self.distribution.level_logits(pixels, channel, previous)
             if self.weighed is not None:
                 given_log_prob = scores.gather(-1, levels[..., channel, None])[..., 0]
                 self.given_log_prob[:, start + channel :: self.channels] = given_log_prob.flatten(1)
             if self.is_plain:
-                level = self.distribution.icdf(pixels, channel, numbers, previous)
+                level = self.distribution.icdf(pixels, channel, numbers, previous, scores)
             else:
                 scores = self.processors(None, scores.flatten(0, -2))
                 level = self.choose(scores, numbers.flatten()).view_as(numbers)
@@ -719,7 +721,10 @@ class PixelCNNGenerationMixin:
         batch = max(counts.values(), default=1)
         for name, count in counts.items():
             if count != batch and not (count == 1 and name in ("class_ids", "pixel_values")):
-                raise ValueError(f"Arguments disagree about the number of images: {counts} (one `{name}` too few).")
+                raise ValueError(
+                    f"Arguments disagree about the number of images: {counts}. Only a single one of `class_ids` or "
+                    "`pixel_values` stands for all."
+                )
         if 0 in counts.values():
             raise ValueError(f"Nothing to draw: {counts}.")
 

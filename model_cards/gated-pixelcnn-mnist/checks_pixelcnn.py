@@ -13,6 +13,13 @@ def check_count(name: str, count: int):
         raise ValueError(f"`{name}` must be at least 1, got {count}.")
 
 
+def check_draws(model):
+    """Raise unless `model` can draw images; its class may be a copy of ours that came with a checkpoint."""
+    if not hasattr(model, "generate"):
+        name = type(model).__name__
+        raise TypeError(f"`model` must be a ...ForCausalImageModeling, which can draw images, got {name}.")
+
+
 def computable(levels: torch.Tensor) -> torch.Tensor:
     """The same levels in a dtype that torch can compare and select with."""
     return levels.long() if levels.dtype in (torch.uint16, torch.uint32, torch.uint64) else levels
@@ -78,4 +85,4 @@ def _check_ids(name: str, ids: torch.Tensor, batch_size: int, config: CausalImag
         raise ValueError(f"`{name}` must be 0 ... {config.num_classes - 1}{none}, got values from {low} to {high}.")
 
 
-__all__ = ["check_class_ids", "check_class_labels", "check_count", "check_levels", "computable"]
+__all__ = ["check_class_ids", "check_class_labels", "check_count", "check_draws", "check_levels", "computable"]

@@ -87,7 +87,8 @@ class OutputDistribution:
             channel (`int`):
                 The channel asked for.
             previous_channels (`torch.LongTensor` of shape `(..., channel)`, *optional*):
-                Levels of the earlier channels of the pixel; distributions whose network has seen them ignore it.
+                Levels of the earlier channels of the pixel. Mixtures need them; distributions whose network has seen
+                them do not.
 
         Returns:
             `torch.FloatTensor` of shape `(..., num_levels)`, at least float32, whose exponentials sum to 1.
@@ -100,6 +101,7 @@ class OutputDistribution:
         channel: int,
         noise: torch.Tensor,
         previous_channels: torch.Tensor | None = None,
+        level_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
         r"""
         Levels by the noise rule, see [`choose_levels`]: the inverse of the cumulative distribution function.
@@ -107,11 +109,14 @@ class OutputDistribution:
         Args:
             parameters, channel, previous_channels: See [`~OutputDistribution.level_logits`].
             noise (`torch.DoubleTensor` of shape `(...)`): Numbers in [0, 1).
+            level_logits (`torch.FloatTensor` of shape `(..., num_levels)`, *optional*): What that gave, if it is known.
 
         Returns:
-            `torch.LongTensor` of shape `(...)`; -1 where parameters are broken.
+            `torch.LongTensor` of shape `(...)`; -1 where no level has a probability, because parameters are not finite.
         """
-        return choose_levels(self.level_logits(parameters, channel, previous_channels), noise)
+        if level_logits is None:
+            level_logits = self.level_logits(parameters, channel, previous_channels)
+        return choose_levels(level_logits, noise)
 
 
 class BernoulliOutput(OutputDistribution):
@@ -253,7 +258,7 @@ class LogisticMixtureOutput(OutputDistribution):
         return torch.logsumexp(log_weights + log_mass, dim=-1).permute(0, 3, 1, 2)
 
     def component_logistics(self, parameters, channel: int, previous_channels) -> tuple[torch.Tensor, ...]:
-        """Of one channel given the earlier ones: log w up to a constant, means in centred levels, 1 / scales `(..., M)`."""
+        """Of one channel, given the earlier ones: log w + constant, means in centred levels, 1 / scales `(..., M)`."""
         logits, means, log_scales, coefficients = self.components(parameters)
         inverse_scales = self.inverse_scales(log_scales[..., : channel + 1, :])
         log_weights = logits[..., 0, :]
@@ -283,13 +288,15 @@ class LogisticMixtureOutput(OutputDistribution):
         terms = (exponents - highest).clamp_(min=-80).exp_()  # less adds nothing, and takes long
         return (terms * rest[..., 1:] * rest[..., :-1]).sum(-2).log_().add_(highest[..., 0, :])
 
-    def icdf(self, parameters, channel, noise, previous_channels=None):
+    def icdf(self, parameters, channel, noise, previous_channels=None, level_logits=None):
         r"""
         Below the edge e lies Σ_k w_k σ((e - μ_k) / s_k), so the level is found without the others' probabilities: among
         every n-th edge first, then among those between two of them, n² being at least the number of levels.
         """
         log_weights, means, inverse_scales = self.component_logistics(parameters, channel, previous_channels)
+        log_weights = log_weights + 0 * means * inverse_scales  # one that is not finite leaves no component a weight
         weights = log_weights.softmax(-1, dtype=torch.float64)[..., None]
+        weights = weights * (1 + 2**-50)  # their rounded sum, which is below the highest level with a mass, is above 1
         means, inverse_scales = means.double()[..., None], inverse_scales.double()[..., None]
         means, noise = means + (self.half_range + 0.5), noise[..., None]  # now the edge below a level is at its number
 
@@ -301,7 +308,7 @@ class LogisticMixtureOutput(OutputDistribution):
         steps = torch.arange(1, stride, device=noise.device)
         level = stride * count_below(stride * steps)
         level = (level + count_below(level[..., None] + steps)).clamp_(max=self.num_levels - 1)
-        return level[..., 0].masked_fill_((parameters * 0).sum(-1).isnan(), -1)
+        return level[..., 0].masked_fill_(weights[..., 0, 0].isnan(), -1)
 
 
 OUTPUT_DISTRIBUTIONS = {

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
-from .checks_pixelcnn import check_class_labels
+from .checks_pixelcnn import check_class_labels, check_levels
 from .configuration_causal_image import CausalImageModelingConfig
 from .modeling_causal_image import ClassPrior, ImageLikelihoodMixin
 
@@ -86,6 +86,7 @@ class ImageClassificationMixin(ImageLikelihoodMixin):
             ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
             not check the range.
         """
+        check_levels("pixel_values", pixel_values, self.config)
         if labels is not None:
             check_class_labels(labels, len(pixel_values), self.config)
         by_class = [

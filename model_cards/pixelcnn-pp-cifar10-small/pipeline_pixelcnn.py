@@ -92,7 +92,8 @@ class PixelCNNImagePipeline(Pipeline):
             class_ids (`int`, `str` or a list of them, *optional*):
                 Classes by number or by their name in `config.id2label`, for conditional models.
             images (an image or a list, as the image processor takes them, *optional*), mask (bool, `(height, width)` or
-                broadcastable to `(n, channels, height, width)`): Images to complete, and where they are kept.
+                broadcastable to `(n, channels, height, width)`, or a `PIL.Image.Image` of mode `"1"`): Images to
+                complete, and where they are kept.
             batch_size (`int`, *optional*): The most images drawn at a time; does not change them.
             generator, generate_kwargs: As for `generate`, e.g. `guidance_scale`, `num_resamples` or `temperature`.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
@@ -134,7 +135,8 @@ class PixelCNNImagePipeline(Pipeline):
         if "images" in request:
             request["pixel_values"] = self.image_processor(request.pop("images"), return_tensors="pt")["pixel_values"]
         if "mask" in request:
-            request["known_mask"] = torch.as_tensor(request.pop("mask"))
+            mask = request.pop("mask")
+            request["known_mask"] = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
         return request
 
     def class_ids_of(self, classes: Any) -> list[int]:
