@@ -318,12 +318,16 @@ def recordings(monkeypatch):
 def test_steps_can_be_recorded_and_replayed(family, variant, recordings, monkeypatch):
     model = build_model(family, **variant).double()
     request = {"num_images": 3, "image_size": (12, 4), **conditions(model, 3)}
-    draw = lambda: model.generate(**request, generator=seeded(0))  # noqa: E731
     with monkeypatch.context() as without:
         without.delitem(caching_causal_image.CAPTURES, "cpu")
-        expected = draw()
-    assert torch.equal(draw(), expected)
-    assert recordings[0].num_replays >= 16  # at least the last 4 rows, a step a pixel
+        expected = model.generate(**request, generator=seeded(0))
+    assert torch.equal(model.generate(**request, generator=seeded(0)), expected)
+    assert recordings[0].num_replays >= 7  # most of the last 4 rows: what is above, and all pixels in one go
+    by_pixel = {"logits_processor": [lambda levels, scores: scores]}  # whose levels are not the distribution's own
+    assert torch.equal(model.generate(**request, **by_pixel, generator=seeded(0)), expected)
+    assert recordings[0].num_replays >= 7 + 16
+    by_row_and_pixel = {"pixel_values": expected, "known_mask": torch.arange(12)[:, None] % 5 == 1}
+    assert torch.equal(model.generate(**{**request, **by_row_and_pixel}, generator=seeded(0)), expected)
 
 
 def test_recordings_are_kept_for_requests_of_the_same_shape(family, variant, recordings, monkeypatch):

@@ -4,7 +4,9 @@ What the sampling caches of all families share.
 A cache computes each activation of a growing image once, when its last input becomes known: what depends on rows above
 for a whole row when the row begins ([`~SamplingCache.start_row`]), the rest pixel by pixel and channel by channel
 ([`~SamplingCache.parameters`]). It is the network's forward pass in another order, so a whole image costs about as much
-arithmetic as one forward. A family says what is computed in `compute_row` and `compute_pixel`.
+arithmetic as one forward. A family says what is computed in `compute_row` and `compute_pixel`. Whoever decides levels
+asks for the parameters of each dimension; where nothing but the noise rule does, [`~SamplingCache.draw_row`] draws a
+row without coming back to Python in between, if the device can replay captured steps.
 
 All buffers are allocated once and written in place; every slice of them that a pixel needs is made once, too, because
 making it costs as much as a small matrix product. Where steps are captured, a cache is kept for the next request of its
@@ -123,6 +125,7 @@ class SamplingCache:
         self.factory = {"dtype": model.dtype, "device": model.device}
         self.capture = CAPTURES[model.device.type](model.device) if model.device.type in CAPTURES else None
         self.has_run, self.replays = set(), {}
+        self.phase = 0  # rows of different phases compute different things
         self.tensors = []  # all memory that a step reads or writes, see `renew`
 
         self.tables = self.keep(model.model.encoding.table(**self.factory)).unbind(0)  # a channel: (levels, features)
@@ -135,8 +138,11 @@ class SamplingCache:
 
         self.hidden_group = config.hidden_size // self.num_groups
         self.outputs = self.zeros(batch, model.output_distribution.num_parameters)
-        distribution = model.output_distribution
+        self.distribution = distribution = model.output_distribution
         self.pixel_parameters = distribution.pixels(distribution.parameters(self.outputs[:, :, None, None]))[:, 0, 0]
+        dims = width * self.num_channels
+        self.row_noise = torch.zeros(dims, batch, dtype=torch.float64, device=model.device)
+        self.row_levels = torch.zeros(batch, dims, dtype=torch.long, device=model.device)
         self.hidden = self.zeros(batch, config.hidden_size)  # residual stream after the last layer
         self.prepare_head(model.head)
 
@@ -222,8 +228,34 @@ class SamplingCache:
     def parameters(self, column: int, channel: int) -> torch.Tensor:
         """Parameters of the pixel; those of `channel` are valid. Channels and columns must be asked for in order."""
         if channel < self.num_groups:  # with a single group the first channel has put out all
-            self.run((column, channel), lambda: self.compute_parameters(column, channel))
+            self.run((column, channel, self.phase), lambda: self.compute_parameters(column, channel))
         return self.pixel_parameters
+
+    def draw_row(self, row: int, noise: torch.Tensor) -> torch.Tensor:
+        r"""
+        Draw a row by the noise rule.
+
+        Args:
+            row (`int`): Its number; rows must be asked for in order.
+            noise (`torch.DoubleTensor` of shape `(width * channels, batch)`): One number in [0, 1) a dimension.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, width * channels)`: levels, valid until the next row is drawn.
+        """
+        self.start_row(row)
+        self.row_noise.copy_(noise)
+        self.run(("draw", self.phase), self.compute_draws)
+        return self.row_levels
+
+    def compute_draws(self):
+        for n, noise in enumerate(self.row_noise.unbind(0)):
+            column, channel = divmod(n, self.num_channels)
+            if channel < self.num_groups:
+                self.compute_parameters(column, channel)
+            previous = self.row_levels[:, n - channel : n]
+            levels = self.distribution.icdf(self.pixel_parameters, channel, noise, previous)
+            self.row_levels[:, n] = levels
+            self.observe(column, channel, levels)
 
     def compute_parameters(self, column: int, channel: int):
         self.compute_pixel(column, channel)

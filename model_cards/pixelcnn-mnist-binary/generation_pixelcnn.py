@@ -255,21 +255,25 @@ class Canvas:
             )
         return self.levels.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).contiguous()
 
-    def raster(self):
-        """`(row, column, channel, dimension)` of all dimensions in raster order."""
-        dimension = 0
-        for row in range(self.height):
-            for column in range(self.width):
-                for channel in range(self.channels):
-                    yield row, column, channel, dimension
-                    dimension += 1
-            self.finish_rows(row, row + 1)
+    def row_dimensions(self, row: int) -> slice:
+        """The dimensions of a row."""
+        size = self.width * self.channels
+        return slice(row * size, (row + 1) * size)
+
+    def raster(self, row: int):
+        """`(column, channel, dimension)` of a row in raster order."""
+        start = self.row_dimensions(row).start
+        for n in range(self.width * self.channels):
+            yield *divmod(n, self.channels), start + n
+
+    def free_noise(self, row: int) -> torch.Tensor | None:
+        """The numbers `(width * channels, batch)` of a row whose levels follow from them alone; `None` of another."""
+        return None
 
     def finish_rows(self, start: int, end: int):
         """Report rows that will not change any more."""
         for row in range(start, end):
-            size = self.width * self.channels
-            levels = self.levels[:, row * size : (row + 1) * size].unflatten(1, (self.width, self.channels))
+            levels = self.levels[:, self.row_dimensions(row)].unflatten(1, (self.width, self.channels))
             self.on_row(row, levels.transpose(1, 2))
 
 
@@ -339,6 +343,13 @@ class SampledCanvas(Canvas):
             self.any_weighed = self.weighed.any(0).tolist()
             self.given_log_prob = torch.zeros_like(self.levels, dtype=torch.float64)
         self.levels_of = self.levels.unbind(1)
+
+    def free_noise(self, row):
+        dimensions = self.row_dimensions(row)
+        is_given = self.known is not None and any(self.any_known[dimensions])
+        if is_given or not self.is_plain or self.scores is not None or self.copies > 1:
+            return None
+        return self.noise[dimensions]
 
     def choose(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Levels `(...)` of processed scores `(..., num_levels)` and numbers `(...)`."""
@@ -590,9 +601,11 @@ class PixelCNNGenerationMixin:
 
     def _sample_naive(self, canvas: Canvas, class_ids: torch.Tensor | None):
         """The reference: one full forward for every dimension."""
-        for row, column, _, dimension in canvas.raster():
-            parameters = self(canvas.for_network(canvas.images()), class_ids=class_ids, return_dict=True).logits
-            canvas.decide(self.output_distribution.pixels(parameters)[:, row, column], dimension)
+        for row in range(canvas.height):
+            for column, _, dimension in canvas.raster(row):
+                parameters = self(canvas.for_network(canvas.images()), class_ids=class_ids, return_dict=True).logits
+                canvas.decide(self.output_distribution.pixels(parameters)[:, row, column], dimension)
+            canvas.finish_rows(row, row + 1)
 
     def _sample_cached(self, canvas: Canvas, class_ids: torch.Tensor | None, keep_cache: bool = True):
         """Every activation once; see [`SamplingCache`]. A cache of its own runs the same kernels in every call."""
@@ -600,11 +613,16 @@ class PixelCNNGenerationMixin:
             raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
         batch = canvas.copies * len(canvas.levels)
         with sampling_cache(self, batch, canvas.width, class_ids, keep_cache) as cache:
-            for row, column, channel, dimension in canvas.raster():
-                if column == channel == 0:
+            for row in range(canvas.height):
+                noise = canvas.free_noise(row)
+                if noise is not None:
+                    canvas.levels[:, canvas.row_dimensions(row)] = cache.draw_row(row, noise)
+                else:
                     cache.start_row(row)
-                level = canvas.decide(cache.parameters(column, channel), dimension)
-                cache.observe(column, channel, canvas.for_network(level))
+                    for column, channel, dimension in canvas.raster(row):
+                        level = canvas.decide(cache.parameters(column, channel), dimension)
+                        cache.observe(column, channel, canvas.for_network(level))
+                canvas.finish_rows(row, row + 1)
 
     def _sample_fixed_point(self, canvas: Canvas, class_ids: torch.Tensor | None) -> int:
         """

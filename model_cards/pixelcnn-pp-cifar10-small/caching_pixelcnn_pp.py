@@ -303,8 +303,8 @@ class PixelCNNPPCache(SamplingCache):
         self.head_layers = self.keep(layers)
 
     def start_row(self, row):
-        self.row = row
-        self.run(("row", self.row == 0, self.row % 4), self.compute_row)
+        self.row, self.phase = row, row % 4
+        self.run(("row", row == 0, self.phase), self.compute_row)
 
     def compute_row(self):
         u = first = torch.zeros_like(self.first_above[:, :1])  # above the first row there is nothing, not even a bias
@@ -318,11 +318,6 @@ class PixelCNNPPCache(SamplingCache):
         left = self.rows_above(self.input_rows[:, 1:], *self.left_in)[:, : self.width - 1]
         self.first_above.copy_(first + F.pad(left, (0, 0, 1, 0)))  # of the pixel to the left
         self.full.start_row(u.expand(-1, self.input_rows.shape[2], -1))
-
-    def parameters(self, column, channel):
-        if channel == 0:
-            self.run((column, self.row % 4), lambda: self.compute_parameters(column, channel))
-        return self.pixel_parameters
 
     def compute_parameters(self, column, channel):
         above, known = self.first_above[:, column], self.known_inputs(column, 0)
