@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -335,6 +336,16 @@ def run_script(*words, launcher=()):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
+def run_two_processes(*words, output):
+    """Once more if torch aborts a process that has done its work and is ending, which happens on busy machines."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finished = run_script(*words, launcher=launcher)
+    if "terminate called without an active exception" in finished.stderr:
+        shutil.rmtree(output, ignore_errors=True)
+        finished = run_script(*words, launcher=launcher)
+    assert finished.returncode == 0, finished.stderr
+
+
 @pytest.fixture(scope="module")
 def digits_words(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
@@ -433,9 +444,8 @@ def test_classes_have_names_and_guidance_on_the_command_line(tmp_path):
 
 def test_two_processes_draw_the_same_picture_as_one(trained, tmp_path):
     words = ["--model", str(trained), "--num_images", "5", "--device", "cpu", "--output"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    finished = run_script(ROOT / "training" / "sample.py", *words, tmp_path / "two.png", launcher=launcher)
-    assert finished.returncode == 0, finished.stderr
+    two = tmp_path / "two.png"
+    run_two_processes(ROOT / "training" / "sample.py", *words, two, output=two)
     sample.main([*words, str(tmp_path / "one.png")])
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "two.png")]
     assert np.array_equal(*pictures)
@@ -516,8 +526,7 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path, digits_words):
     words += ["--ema_decay", "0.5", "--binarization", "threshold", "--use_cpu", "true"]
     two, one = tmp_path / "two", tmp_path / "one"
     script = [ROOT / "training" / "train.py", *words, "--output_dir", two, "--per_device_train_batch_size", "4"]
-    finished = run_script(*script, launcher=["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"])
-    assert finished.returncode == 0, finished.stderr
+    run_two_processes(*script, output=two)
     train.main([*words, "--output_dir", str(one), "--per_device_train_batch_size", "8"])
     assert_same(load_file(two / "model.safetensors"), load_file(one / "model.safetensors"), rtol=1e-5, atol=1e-6)
     logs = [json.loads((run / "checkpoint-12" / "trainer_state.json").read_text())["log_history"] for run in (two, one)]

@@ -188,7 +188,9 @@ def main(arguments: list[str] | None = None):
         levels, sample_size = draw_share(model, total, generator, **request)
     except (ValueError, TypeError) as error:  # how `generate` refuses a request
         raise InputError(str(error)) from error
-    if not PartialState().is_main_process:
+    is_main = PartialState().is_main_process
+    PartialState().destroy_process_group()
+    if not is_main:
         return
     images = as_images(levels)
     if given is None:

@@ -348,6 +348,7 @@ def main(arguments: list[str] | None = None):
     training_seconds = time.perf_counter() - start
     trainer.save_model()
     is_main = trainer.is_world_process_zero()
+    trainer.accelerator.wait_for_everyone()  # none leaves while the main process still writes
     trainer.accelerator.end_training()
     if not is_main:
         return
