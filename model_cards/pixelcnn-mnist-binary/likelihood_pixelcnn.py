@@ -290,13 +290,14 @@ class LogisticMixtureOutput(OutputDistribution):
 
     def icdf(self, parameters, channel, noise, previous_channels=None, level_logits=None):
         r"""
-        Below the edge e lies Σ_k w_k σ((e - μ_k) / s_k), so the level is found without the others' probabilities: among
-        every n-th edge first, then among those between two of them, n² being at least the number of levels.
+        Levels by the noise rule, without the probabilities of all levels: the mass below the edge e is
+        Σ_k w_k σ((e - μ_k) / s_k). It is compared at every n-th edge, then at those between two of these; n² is at
+        least the number of levels.
         """
         log_weights, means, inverse_scales = self.component_logistics(parameters, channel, previous_channels)
         log_weights = log_weights + 0 * means * inverse_scales  # one that is not finite leaves no component a weight
         weights = log_weights.softmax(-1, dtype=torch.float64)[..., None]
-        weights = weights * (1 + 2**-50)  # their rounded sum, which is below the highest level with a mass, is above 1
+        weights = weights * (1 + 2**-50)  # so that their sum, which rounding may leave below 1, is above every number
         means, inverse_scales = means.double()[..., None], inverse_scales.double()[..., None]
         means, noise = means + (self.half_range + 0.5), noise[..., None]  # now the edge below a level is at its number
 
