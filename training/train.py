@@ -217,11 +217,11 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
         if is_codes:
             if not model_args.num_levels:
                 raise InputError(f"column {column!r} holds codes: give their number with --num_levels.")
-            for_images = ("image_size", "num_channels", "binarization", "threshold", "center_crop")
-            given = [name for name in for_images if getattr(model_args, name, None) or getattr(data_args, name, None)]
-            if given:
-                raise InputError(f"--{given[0]} is for images, column {column!r} holds codes.")
-        if not is_codes:
+            given = {**asdict(data_args), **asdict(model_args)}
+            for name in ("image_size", "num_channels", "binarization"):  # threshold and center_crop need one of these
+                if given[name] is not None:
+                    raise InputError(f"--{name} is for images, column {column!r} holds codes.")
+        else:
             processor = new_processor(data_args, model_args, rows, column)
         num_levels = model_args.num_levels if is_codes else processor.num_levels
     if processor is None and not is_codes:

@@ -143,6 +143,9 @@ class SamplingCache:
         dims = width * self.num_channels
         self.row_noise = torch.zeros(dims, batch, dtype=torch.float64, device=model.device)
         self.row_levels = torch.zeros(batch, dims, dtype=torch.long, device=model.device)
+        channels = [n % self.num_channels for n in range(dims)]
+        previous = [self.row_levels[:, n - c : n] for n, c in enumerate(channels)]
+        self.draws = list(zip(channels, self.row_noise.unbind(0), previous, self.row_levels.unbind(1), strict=True))
         self.hidden = self.zeros(batch, config.hidden_size)  # residual stream after the last layer
         self.prepare_head(model.head)
 
@@ -248,13 +251,12 @@ class SamplingCache:
         return self.row_levels
 
     def compute_draws(self):
-        for n, noise in enumerate(self.row_noise.unbind(0)):
-            column, channel = divmod(n, self.num_channels)
+        """All draws of a row; may be recorded and replayed, as `compute_row`."""
+        for n, (channel, noise, previous, levels) in enumerate(self.draws):
+            column = n // self.num_channels
             if channel < self.num_groups:
                 self.compute_parameters(column, channel)
-            previous = self.row_levels[:, n - channel : n]
-            levels = self.distribution.icdf(self.pixel_parameters, channel, noise, previous)
-            self.row_levels[:, n] = levels
+            levels.copy_(self.distribution.icdf(self.pixel_parameters, channel, noise, previous))
             self.observe(column, channel, levels)
 
     def compute_parameters(self, column: int, channel: int):
