@@ -1,7 +1,7 @@
 r"""
 Tell images of one data set from those of another by a model of the first: a table of scores and their AUROC.
 
-    python training/outliers.py --model runs/fashion_gated --background runs/fashion_background \
+    python training/outliers.py --model runs/fashion_pixelcnn_pp --background runs/fashion_background \
         --in_dataset zalando-datasets/fashion_mnist --out_dataset ylecun/mnist --output outliers.json
 
 Every score is high where an image looks like an outlier; x is an image, log p(x) its log-likelihood:
