@@ -9,88 +9,76 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .compression import CompressedStreamError, compress, decompress
-from .configuration_gated_pixelcnn import GatedPixelCNNConfig
-from .configuration_pixelcnn import PixelCNNConfig
-from .configuration_pixelcnn_pp import PixelCNNPPConfig
-from .generation_pixelcnn import PixelCNNGenerateOutput, PixelCNNGenerationConfig
-from .image_processing_pixelcnn import PixelCNNImageProcessor
-from .likelihood_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
-from .modeling_causal_image import CausalImageModelingOutput
-from .modeling_gated_pixelcnn import (
-    GatedPixelCNNForCausalImageModeling,
-    GatedPixelCNNForImageClassification,
-    GatedPixelCNNModel,
-    GatedPixelCNNPreTrainedModel,
-)
-from .modeling_pixelcnn import (
-    PixelCNNForCausalImageModeling,
-    PixelCNNForImageClassification,
-    PixelCNNModel,
-    PixelCNNPreTrainedModel,
-)
-from .modeling_pixelcnn_pp import (
-    PixelCNNPPForCausalImageModeling,
-    PixelCNNPPForImageClassification,
-    PixelCNNPPModel,
-    PixelCNNPPPreTrainedModel,
-)
-from .pipeline_pixelcnn import PixelCNNImagePipeline, PixelCNNPipelineOutput
-from .preview_pixelcnn import LivePreview
-from .receptive_field_pixelcnn import receptive_field
+from . import modeling_gated_pixelcnn, modeling_pixelcnn, modeling_pixelcnn_pp
+from .compressed_stream import CompressedStreamError
+from .compression import compress, decompress
+from .generation_causal_image import PixelCNNGenerateOutput
+from .generation_config_causal_image import PixelCNNGenerationConfig
+from .image_processing_causal_image import PixelCNNImageProcessor
+from .likelihood_causal_image import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
+from .modeling_causal_image import CausalImageModelingOutput, Family
+from .modeling_gated_pixelcnn import *
+from .modeling_pixelcnn import *
+from .modeling_pixelcnn_pp import *
+from .pictures_causal_image import image_grid
+from .pipeline_causal_image import PixelCNNImagePipeline, PixelCNNPipelineOutput
+from .preview_causal_image import LivePreview
+from .receptive_field_causal_image import receptive_field
+from .version import __version__
 
-__version__ = "0.1.0"
+FAMILIES: dict[str, Family] = {}
 
-for _config, _model, _classifier in (
-    (PixelCNNConfig, PixelCNNForCausalImageModeling, PixelCNNForImageClassification),
-    (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling, GatedPixelCNNForImageClassification),
-    (PixelCNNPPConfig, PixelCNNPPForCausalImageModeling, PixelCNNPPForImageClassification),
-):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForImageClassification.register(_config, _classifier, exist_ok=True)
+
+def register_family(family: Family):
+    r"""
+    Make the Auto classes of transformers, and so the pipeline and the scripts, know a family.
+
+    Args:
+        family ([`Family`]): Its record. From here on every saved model of it carries the source files it needs, for use
+            without this package.
+    """
+    AutoConfig.register(family.model_type, family.config_class, exist_ok=True)
+    AutoModel.register(family.config_class, family.causal_class, exist_ok=True)
+    AutoModelForImageClassification.register(family.config_class, family.classifier_class, exist_ok=True)
     AutoImageProcessor.register(
-        _config,
+        family.config_class,
         image_processor_classes={"pil": PixelCNNImageProcessor, "torchvision": PixelCNNImageProcessor},
         exist_ok=True,
     )
-    # From here on every saved model carries the source files it needs, for use without this package.
-    _config.register_for_auto_class()
-    _model.register_for_auto_class("AutoModel")
-    _classifier.register_for_auto_class("AutoModelForImageClassification")
+    family.config_class.register_for_auto_class()
+    family.causal_class.register_for_auto_class("AutoModel")
+    family.classifier_class.register_for_auto_class("AutoModelForImageClassification")
+    FAMILIES[family.model_type] = family
+
+
+for _module in (modeling_pixelcnn, modeling_gated_pixelcnn, modeling_pixelcnn_pp):
+    register_family(_module.FAMILY)
 PixelCNNImageProcessor.register_for_auto_class("AutoImageProcessor")
 for _task in ("unconditional-image-generation", "pixelcnn-image-generation"):  # a saved pipeline names the last one
     PIPELINE_REGISTRY.register_pipeline(_task, pipeline_class=PixelCNNImagePipeline, pt_model=AutoModel, type="image")
 
 __all__ = [
+    "FAMILIES",
     "BernoulliOutput",
     "CategoricalOutput",
     "CausalImageModelingOutput",
     "CompressedStreamError",
-    "GatedPixelCNNConfig",
-    "GatedPixelCNNForCausalImageModeling",
-    "GatedPixelCNNForImageClassification",
-    "GatedPixelCNNModel",
-    "GatedPixelCNNPreTrainedModel",
+    "Family",
     "LivePreview",
     "LogisticMixtureOutput",
-    "PixelCNNConfig",
-    "PixelCNNForCausalImageModeling",
-    "PixelCNNForImageClassification",
     "PixelCNNGenerateOutput",
     "PixelCNNGenerationConfig",
     "PixelCNNImagePipeline",
     "PixelCNNImageProcessor",
-    "PixelCNNModel",
-    "PixelCNNPPConfig",
-    "PixelCNNPPForCausalImageModeling",
-    "PixelCNNPPForImageClassification",
-    "PixelCNNPPModel",
-    "PixelCNNPPPreTrainedModel",
     "PixelCNNPipelineOutput",
-    "PixelCNNPreTrainedModel",
+    "__version__",
     "bits_per_dim",
     "compress",
     "decompress",
+    "image_grid",
     "receptive_field",
+    "register_family",
 ]
+__all__ += modeling_gated_pixelcnn.__all__
+__all__ += modeling_pixelcnn.__all__
+__all__ += modeling_pixelcnn_pp.__all__

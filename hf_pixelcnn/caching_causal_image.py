@@ -3,10 +3,13 @@ What the sampling caches of all families share.
 
 A cache computes each activation of a growing image once, when its last input becomes known: what depends on rows above
 for a whole row when the row begins ([`~SamplingCache.start_row`]), the rest pixel by pixel and channel by channel
-([`~SamplingCache.parameters`]). It is the network's forward pass in another order, so a whole image costs about as much
-arithmetic as one forward. A family says what is computed in `compute_row` and `compute_pixel`. Whoever decides levels
-asks for the parameters of each dimension; where nothing but the noise rule does, [`~SamplingCache.draw_row`] draws a
-row without coming back to Python in between, if the device can replay captured steps.
+([`~SamplingCache.parameters_at`]). It is the network's forward pass in another order, so a whole image costs about as
+much arithmetic as one forward. Callers that choose levels themselves (logits processors, the codec) ask for the
+parameters one dimension at a time. Plain sampling uses [`~SamplingCache.draw_row`], which draws a whole row in one
+call, captured where the device can replay it.
+
+[`SamplingCache`] knows no network; [`ForwardCache`], the default of a family, runs forward passes; the fast caches
+derive from [`EncodedRowCache`], those of k×k convolutions from [`MaskedConvCache`].
 
 All buffers are allocated once and written in place; every slice of them that a pixel needs is made once, too, because
 making it costs as much as a small matrix product. Where steps are captured, a cache is kept for the next request of its
@@ -17,13 +20,14 @@ pixel's own groups, are one run of memory, so "all left taps and the earlier cha
 
 import contextlib
 import weakref
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from .masking_pixelcnn import feature_groups
+from .masking_causal_image import feature_groups
 
 logger = logging.get_logger(__name__)
 
@@ -54,8 +58,18 @@ class CUDAGraphCapture:
 
 
 CAPTURES = {"cuda": CUDAGraphCapture}  # by type of device; elsewhere operations are launched one by one
-MOST_KEPT = 2  # caches a model: a request that is drawn in parts has a batch, and a smaller one at its end
+MOST_KEPT = 2  # caches per model: a request that is drawn in parts has a batch, and a smaller one at its end
 kept_caches = weakref.WeakKeyDictionary()  # model to {shape: cache}
+
+
+def device_of(model) -> torch.device:
+    """Where the weights of a model lie; of one that is offloaded in part, those that are in memory."""
+    device = next((parameter.device for parameter in model.parameters() if not parameter.is_meta), None)
+    if device is None:  # where accelerate computes if all are offloaded
+        device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    if device is None:
+        raise ValueError("The model is on the meta device: it has no weights to draw with.")
+    return torch.device(device)
 
 
 def group_rows(num_features: int, num_channels: int, channel: int, num_parts: int = 1) -> torch.Tensor:
@@ -65,7 +79,7 @@ def group_rows(num_features: int, num_channels: int, channel: int, num_parts: in
 
 def pointwise_weights(layer, num_channels: int, lead_with_bias: bool = False) -> list[torch.Tensor]:
     r"""
-    A 1×1 layer as one matrix a channel: `((channel + 1) * in_group, out_group)`, from the groups it may see.
+    A 1×1 layer as one matrix per channel: `((channel + 1) * in_group, out_group)`, from the groups it may see.
 
     `lead_with_bias` puts the bias before the first row, for inputs that begin with a constant 1.
     """
@@ -85,130 +99,75 @@ def row_weights(
     The centre row of a causal kernel, a channel at a time.
 
     Returns:
-        Two lists of matrices, one a channel. Known: `(reach * in + channel * in_group, out_group)`, the left taps and
+        Two lists of matrices, one per channel. Left: `(reach * in + channel * in_group, out_group)`, the left taps and
         the centre tap's earlier groups, in memory order. Own: `(in_group, out_group)`, the centre tap's own group.
     """
     row = layer.visible_weight()[:, :, -1]  # (out, in, columns)
     in_group = row.shape[1] // num_channels
-    known, own = [], []
+    lefts, own = [], []
     for c in range(num_channels):
         weight = row[group_rows(row.shape[0], num_channels, c, num_parts).to(row.device)]
         left = weight[:, :, :reach].permute(2, 1, 0).flatten(0, 1)
         centre = weight[:, :, reach : reach + 1].sum(-1).T  # zeros where the kernel has no centre tap
-        known.append(torch.cat((left, centre[: c * in_group])))
+        lefts.append(torch.cat((left, centre[: c * in_group])))
         own.append(centre[c * in_group : (c + 1) * in_group].contiguous())
-    return known, own
+    return lefts, own
 
 
 def stack_layers(per_layer: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """`[layer][channel]` matrices to one `(layers, in, out)` tensor a channel."""
+    """`[layer][channel]` matrices to one `(layers, in, out)` tensor per channel."""
     return [torch.stack(matrices) for matrices in zip(*per_layer, strict=True)]
 
 
 class SamplingCache:
     r"""
-    Input rows, first-layer taps on rows above, and head.
+    Memory, captured steps and drawing, whatever the network is. A family says in `compute_row` and `compute_parameters`
+    what is computed.
 
     Args:
         model: A `...ForCausalImageModeling`.
-        batch (`int`), width (`int`): Images and columns.
-
-    The constructor of a family takes `class_ids`, as in `forward`, after these.
+        batch (`int`), height (`int`), width (`int`): Images, rows and columns.
+        class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): As in `forward`.
     """
 
-    def __init__(self, model, batch: int, width: int):
-        config = model.config
-        self.batch, self.width = batch, width
-        self.num_channels, self.num_groups = config.num_channels, config.num_channel_groups
-        self.reach = config.kernel_size // 2
-        self.first_reach = config.first_kernel_size // 2
-        self.factory = {"dtype": model.dtype, "device": model.device}
-        self.capture = CAPTURES[model.device.type](model.device) if model.device.type in CAPTURES else None
+    def __init__(self, model, batch: int, height: int, width: int, class_ids: torch.Tensor | None = None):
+        self.batch, self.height, self.width = batch, height, width
+        self.num_channels, self.num_groups = model.config.num_channels, model.config.num_channel_groups
+        device = device_of(model)
+        self.factory = {"dtype": model.dtype, "device": device}
+        self.capture = CAPTURES[device.type](device) if device.type in CAPTURES else None
         self.has_run, self.replays = set(), {}
-        self.phase = 0  # rows of different phases compute different things
+        self.row, self.phase = 0, 0  # rows of different phases compute different things
         self.tensors = []  # all memory that a step reads or writes, see `renew`
 
-        self.tables = self.keep(model.model.encoding.table(**self.factory)).unbind(0)  # a channel: (levels, features)
-        self.input_group = model.model.encoding.features
-        self.input_size = self.num_channels * self.input_group
-        self.input_row = self.zeros(batch, (self.first_reach + width) * self.input_size)
-        pixels = self.input_row[:, self.first_reach * self.input_size :]
-        self.input_slots = pixels.split(self.input_group, dim=1)  # one a dimension of the row
-        self.input_above = self.zeros(batch, self.first_reach, width, self.input_size)
-
-        self.hidden_group = config.hidden_size // self.num_groups
-        self.outputs = self.zeros(batch, model.output_distribution.num_parameters)
         self.distribution = distribution = model.output_distribution
-        self.pixel_parameters = distribution.pixels(distribution.parameters(self.outputs[:, :, None, None]))[:, 0, 0]
+        self.outputs = self.zeros(batch, distribution.num_parameters)  # of the pixel in work
+        self.pixel_parameters = distribution.pixels(distribution.from_outputs(self.outputs[:, :, None, None]))[:, 0, 0]
         dims = width * self.num_channels
-        self.row_noise = torch.zeros(dims, batch, dtype=torch.float64, device=model.device)
-        self.row_levels = torch.zeros(batch, dims, dtype=torch.long, device=model.device)
+        self.row_noise = torch.zeros(dims, batch, dtype=torch.float64, device=device)
+        self.row_levels = torch.zeros(batch, dims, dtype=torch.long, device=device)
         channels = [n % self.num_channels for n in range(dims)]
         previous = [self.row_levels[:, n - c : n] for n, c in enumerate(channels)]
         self.draws = list(zip(channels, self.row_noise.unbind(0), previous, self.row_levels.unbind(1), strict=True))
-        self.hidden = self.zeros(batch, config.hidden_size)  # residual stream after the last layer
-        self.prepare_head(model.head)
 
     def zeros(self, *shape: int) -> torch.Tensor:
         """A buffer."""
         self.tensors.append(torch.zeros(*shape, **self.factory))
         return self.tensors[-1]
 
-    def keep(self, prepared: torch.Tensor | Iterable):
-        """A buffer or prepared weights, or lists of them, in memory of the cache's own."""
-        if not isinstance(prepared, torch.Tensor):
-            return [self.keep(part) for part in prepared]
-        own = prepared.clone()
-        self.tensors.append(own)
-        return own
+    def keep(self, prepared: torch.Tensor) -> torch.Tensor:
+        """A buffer or prepared weights in memory of the cache's own."""
+        self.tensors.append(prepared.clone())
+        return self.tensors[-1]
+
+    def keep_all(self, prepared: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Each of several."""
+        return [self.keep(part) for part in prepared]
 
     def renew(self, fresh: "SamplingCache"):
         """Become equal to a cache that was just made with the same sizes; captured steps stay valid."""
         for own, new in zip(self.tensors, fresh.tensors, strict=True):
             own.copy_(new)
-
-    def prepare_head(self, head):
-        relus = [self.zeros(self.batch, layer.in_channels) for layer in head.layers]
-        streams = [self.hidden, *relus[1:], self.outputs]  # what a layer reads, and the last one writes
-        weights = self.keep(pointwise_weights(layer, self.num_groups) for layer in head.layers)
-        biases = self.keep(layer.bias.chunk(self.num_groups) for layer in head.layers)
-        self.head_steps = [
-            [
-                (
-                    self.own_group(streams[i], c),
-                    self.own_group(relus[i], c),
-                    biases[i][c],
-                    relus[i][:, : (c + 1) * relus[i].shape[1] // self.num_groups],
-                    weights[i][c],
-                    self.own_group(streams[i + 1], c),
-                )
-                for i in range(len(head.layers))
-            ]
-            for c in range(self.num_groups)
-        ]
-
-    def own_group(self, features: torch.Tensor, channel: int, start: int = 0) -> torch.Tensor:
-        """The features of one channel, of all features from `start` on."""
-        group = (features.shape[-1] - start) // self.num_groups
-        return features[..., start + channel * group : start + (channel + 1) * group]
-
-    def known_inputs(self, column: int, channel: int) -> torch.Tensor:
-        """Encoded pixels to the left and earlier channels of this one, `(batch, taps)`."""
-        start = column * self.input_size
-        return self.input_row[:, start : start + self.first_reach * self.input_size + channel * self.input_group]
-
-    def shift_input_rows(self):
-        """The row just finished becomes the nearest row above; before the first row, zeros do."""
-        finished = self.input_row[:, self.first_reach * self.input_size :].unflatten(1, (self.width, self.input_size))
-        for i in range(self.first_reach - 1):
-            self.input_above[:, i] = self.input_above[:, i + 1]
-        if self.first_reach:
-            self.input_above[:, -1] = finished
-
-    def rows_above(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """One row of a convolution: `(batch, rows, width, in)` to `(batch, width, out)`."""
-        out = F.conv2d(rows.permute(0, 3, 1, 2), weight, bias, padding=(0, weight.shape[-1] // 2))
-        return out[:, :, 0].transpose(1, 2)
 
     def run(self, key: Hashable, call: Callable[[], None]):
         r"""
@@ -226,11 +185,12 @@ class SamplingCache:
 
     def start_row(self, row: int):
         """Compute all that depends on finished rows only. Call before the first pixel of each row, in order."""
+        self.row = row
         self.run("row", self.compute_row)
 
-    def parameters(self, column: int, channel: int) -> torch.Tensor:
+    def parameters_at(self, column: int, channel: int) -> torch.Tensor:
         """Parameters of the pixel; those of `channel` are valid. Channels and columns must be asked for in order."""
-        if channel < self.num_groups:  # with a single group the first channel has put out all
+        if channel < self.num_groups:  # with a single group the first channel has given all
             self.run((column, channel, self.phase), lambda: self.compute_parameters(column, channel))
         return self.pixel_parameters
 
@@ -240,7 +200,7 @@ class SamplingCache:
 
         Args:
             row (`int`): Its number; rows must be asked for in order.
-            noise (`torch.DoubleTensor` of shape `(width * channels, batch)`): One number in [0, 1) a dimension.
+            noise (`torch.DoubleTensor` of shape `(width * channels, batch)`): One number in [0, 1) per dimension.
 
         Returns:
             `torch.LongTensor` of shape `(batch, width * channels)`: levels, valid until the next row is drawn.
@@ -259,41 +219,153 @@ class SamplingCache:
             levels.copy_(self.distribution.icdf(self.pixel_parameters, channel, noise, previous))
             self.observe(column, channel, levels)
 
-    def compute_parameters(self, column: int, channel: int):
-        self.compute_pixel(column, channel)
-        for source, relu, bias, seen, weight, target in self.head_steps[channel]:
-            torch.clamp_min(source, 0, out=relu)
-            torch.addmm(bias, seen, weight, out=target)
-
     def compute_row(self):
         """What depends on finished rows only. No Python state may change: this may be recorded and replayed."""
         raise NotImplementedError
 
-    def compute_pixel(self, column: int, channel: int):
-        """The residual stream of one channel of one pixel, into `self.hidden`; may be recorded likewise."""
+    def compute_parameters(self, column: int, channel: int):
+        """The network's outputs for one channel of one pixel, into `self.outputs`; may be recorded likewise."""
         raise NotImplementedError
 
     def observe(self, column: int, channel: int, levels: torch.Tensor):
         """Take in the levels `(batch,)` that were drawn or given for one dimension."""
+        raise NotImplementedError
+
+
+class ForwardCache(SamplingCache):
+    """
+    Right for every family and fast for none: a forward pass on the rows that a row can see, for every pixel and channel
+    group. It calls the model, so it heeds hooks and works where weights are offloaded.
+    """
+
+    def __init__(self, model, batch, height, width, class_ids=None):
+        super().__init__(model, batch, height, width, class_ids)
+        self.capture = None  # every row has a shape of its own
+        self.model, self.class_ids = model, class_ids
+        self.levels = torch.zeros(batch, self.num_channels, height, width, dtype=torch.long, device=self.outputs.device)
+
+    def compute_row(self):
+        self.top = self.model.model.first_row_seen(self.row)
+
+    def compute_parameters(self, column, channel):
+        seen = self.levels[:, :, self.top : self.row + 1]
+        parameters, _ = self.model.distribution_parameters(seen, self.class_ids)
+        self.pixel_parameters = self.distribution.pixels(parameters)[:, -1, column]
+
+    def observe(self, column, channel, levels):
+        self.levels[:, channel, self.row, column] = levels.clamp_min(0)  # -1: broken, and noticed at the end
+
+
+class EncodedRowCache(SamplingCache):
+    r"""
+    What caches that compute activations one by one share: the encoded pixels of the row in work, and the head.
+
+    A network's residual stream after the last layer is to be written into `self.hidden` by `compute_pixel`.
+
+    Args:
+        model, batch, height, width, class_ids: As for all caches.
+        pixels_left (`int`): Zero pixels kept to the left of the row, as many as the first layer's kernel reaches.
+    """
+
+    def __init__(self, model, batch, height, width, class_ids=None, *, pixels_left: int):
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
+        super().__init__(model, batch, height, width, class_ids)
+        encoding, self.pixels_left = model.model.encoding, pixels_left
+        self.tables = self.keep(encoding.table(**self.factory)).unbind(0)  # per channel: (levels, features)
+        self.input_group = encoding.features_per_channel
+        self.input_size = self.num_channels * self.input_group
+        self.input_row = self.zeros(batch, (pixels_left + width) * self.input_size)
+        pixels = self.input_row[:, pixels_left * self.input_size :]
+        self.finished_row = pixels.unflatten(1, (width, self.input_size))  # as soon as its last level is known
+        self.input_slots = pixels.split(self.input_group, dim=1)  # one per dimension of the row
+        self.hidden_group = model.config.hidden_size // self.num_groups
+        self.hidden = self.zeros(batch, model.config.hidden_size)
+        self.activation = model.head.activation
+        self.head_steps = self.prepare_head(model.head.layers)
+
+    def prepare_head(self, layers) -> list[list[tuple[torch.Tensor, ...]]]:
+        """Per channel, and of it per layer: input group, bias, what the layer sees, weight, output group."""
+        streams = [self.hidden, *(self.zeros(self.batch, layer.in_channels) for layer in layers[1:]), self.outputs]
+        weights = [self.keep_all(pointwise_weights(layer, self.num_groups)) for layer in layers]
+        biases = [self.keep_all(layer.bias.chunk(self.num_groups)) for layer in layers]
+        return [
+            [
+                (
+                    self.own_group(stream, c),
+                    biases[i][c],
+                    stream[:, : (c + 1) * stream.shape[1] // self.num_groups],
+                    weights[i][c],
+                    self.own_group(next_stream, c),
+                )
+                for i, (stream, next_stream) in enumerate(pairwise(streams))
+            ]
+            for c in range(self.num_groups)
+        ]
+
+    def own_group(self, features: torch.Tensor, channel: int, start: int = 0) -> torch.Tensor:
+        """The features of one channel, of all features from `start` on."""
+        group = (features.shape[-1] - start) // self.num_groups
+        return features[..., start + channel * group : start + (channel + 1) * group]
+
+    def seen_inputs(self, column: int, channel: int) -> torch.Tensor:
+        """Encoded pixels to the left and earlier channels of this one, `(batch, taps)`."""
+        start = column * self.input_size
+        return self.input_row[:, start : start + self.pixels_left * self.input_size + channel * self.input_group]
+
+    def convolve_rows(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """One row of a convolution: `(batch, rows, width, in)` to `(batch, width, out)`."""
+        out = F.conv2d(rows.permute(0, 3, 1, 2), weight, bias, padding=(0, weight.shape[-1] // 2))
+        return out[:, :, 0].transpose(1, 2)
+
+    def compute_parameters(self, column, channel):
+        self.compute_pixel(column, channel)
+        for own, bias, seen, weight, target in self.head_steps[channel]:
+            self.activation(own, inplace=True)
+            torch.addmm(bias, seen, weight, out=target)
+
+    def compute_pixel(self, column: int, channel: int):
+        """The residual stream of one channel of one pixel, into `self.hidden`; may be recorded and replayed."""
+        raise NotImplementedError
+
+    def observe(self, column, channel, levels):
         features = self.tables[channel].index_select(0, levels.clamp_min(0))  # -1: broken, and noticed at the end
         self.input_slots[column * self.num_channels + channel].copy_(features)
 
 
+class MaskedConvCache(EncodedRowCache):
+    """What stacks of k×k convolutions share: how far kernels reach, and the encoded rows above the row in work."""
+
+    def __init__(self, model, batch, height, width, class_ids=None):
+        self.reach = model.config.kernel_size // 2
+        self.first_reach = model.config.first_kernel_size // 2
+        super().__init__(model, batch, height, width, class_ids, pixels_left=self.first_reach)
+        self.input_above = self.zeros(batch, self.first_reach, width, self.input_size)
+
+    def shift_input_rows(self):
+        """The row just finished becomes the nearest row above; before the first row, zeros do."""
+        for i in range(self.first_reach - 1):
+            self.input_above[:, i] = self.input_above[:, i + 1]
+        self.input_above[:, -1] = self.finished_row
+
+
 @contextlib.contextmanager
-def sampling_cache(model, batch: int, width: int, class_ids: torch.Tensor | None, keep: bool):
+def sampling_cache(
+    model, batch: int, height: int, width: int, class_ids: torch.Tensor | None, keep: bool
+) -> Iterator[SamplingCache]:
     r"""
     A [`SamplingCache`] that is ready for the first row.
 
     With `keep`, where steps are captured, it is one of an earlier request of the same shape, if there was one; its
-    memory stays in use until `model` is deleted, or has drawn `MOST_KEPT` other shapes. Nobody else gets it meanwhile,
-    and one whose request was interrupted is not used again.
+    memory stays in use until `model` is deleted, or has drawn `MOST_KEPT` other shapes. It is not shared while in use,
+    and is discarded if the request raises.
     """
-    cache = model.sampling_cache_class(model, batch, width, class_ids)
+    cache = model.sampling_cache_class(model, batch, height, width, class_ids)
     if cache.capture is None or not keep:
         yield cache
         return
     kept = kept_caches.setdefault(model, {})
-    key = (batch, width, cache.factory["dtype"], cache.factory["device"], tuple(x.shape for x in cache.tensors))
+    key = (batch, height, width, cache.factory["dtype"], cache.factory["device"], tuple(x.shape for x in cache.tensors))
     earlier = kept.pop(key, None)
     if earlier is not None:
         earlier.renew(cache)
@@ -304,4 +376,15 @@ def sampling_cache(model, batch: int, width: int, class_ids: torch.Tensor | None
         kept.pop(oldest, None)
 
 
-__all__ = ["SamplingCache", "group_rows", "pointwise_weights", "row_weights", "sampling_cache", "stack_layers"]
+__all__ = [
+    "EncodedRowCache",
+    "ForwardCache",
+    "MaskedConvCache",
+    "SamplingCache",
+    "device_of",
+    "group_rows",
+    "pointwise_weights",
+    "row_weights",
+    "sampling_cache",
+    "stack_layers",
+]

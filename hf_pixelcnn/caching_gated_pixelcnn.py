@@ -4,10 +4,10 @@ import itertools
 
 import torch
 
-from .caching_causal_image import SamplingCache, group_rows, pointwise_weights, row_weights, stack_layers
+from .caching_causal_image import MaskedConvCache, group_rows, pointwise_weights, row_weights, stack_layers
 
 
-class GatedPixelCNNCache(SamplingCache):
+class GatedPixelCNNCache(MaskedConvCache):
     r"""
     Row by row the vertical stack and what it hands to the horizontal one; pixel by pixel the horizontal stack.
 
@@ -19,8 +19,8 @@ class GatedPixelCNNCache(SamplingCache):
     weights that read the result.
     """
 
-    def __init__(self, model, batch, width, class_ids=None):
-        super().__init__(model, batch, width)
+    def __init__(self, model, batch, height, width, class_ids=None):
+        super().__init__(model, batch, height, width, class_ids)
         layers, channels, size = model.model.layers, self.num_groups, model.config.hidden_size
         self.size, self.later = size, len(layers) - 1
         self.scale = torch.ones(2 * size, **self.factory)
@@ -28,12 +28,14 @@ class GatedPixelCNNCache(SamplingCache):
 
         # Vertical stack: kernels and the rows they reach back to.
         convs = [layer.vertical_conv for layer in layers]
-        self.vertical_convs = self.keep((x.weight.to(memory_format=torch.channels_last), x.bias) for x in convs)
+        self.vertical_convs = [
+            self.keep_all((conv.visible_weight().to(memory_format=torch.channels_last), conv.bias)) for conv in convs
+        ]
         self.vertical_rows = self.zeros(self.later, batch, self.reach + 1, width, size)
         self.vertical_features = self.zeros(self.later + 1, batch, width, 2 * size)
         by_channel = torch.cat([group_rows(2 * size, channels, c, num_parts=2) for c in range(channels)])
         by_channel = by_channel.to(self.factory["device"])
-        to_horizontal = torch.stack([x.vertical_to_horizontal.weight[by_channel, :, 0, 0].T for x in layers])
+        to_horizontal = torch.stack([x.vertical_to_horizontal.visible_weight()[by_channel, :, 0, 0].T for x in layers])
         self.to_horizontal = self.keep(to_horizontal / self.scale[:, None] * self.scale[by_channel])
         horizontal_bias = torch.stack([layer.horizontal_conv.bias[by_channel] for layer in layers])[:, None, None]
         self.class_bias = None
@@ -48,13 +50,15 @@ class GatedPixelCNNCache(SamplingCache):
         self.rows = self.zeros(self.later, batch, (self.reach + width) * size)
         self.sums = self.zeros(self.later + 1, batch, 2 * self.hidden_group)
         self.gates = self.keep(torch.ones(self.later + 1, batch, 1 + size, **self.factory))
-        self.first_known = self.keep(self.gate_weights(layers[0].horizontal_conv, self.first_reach)[0])
+        self.first_left = self.keep_all(self.gate_weights(layers[0].horizontal_conv, self.first_reach)[0])
         if self.later:
-            known, own = zip(
+            left, own = zip(
                 *(self.gate_weights(layer.horizontal_conv, self.reach) for layer in layers[1:]), strict=True
             )
-            self.known, self.own = self.keep(stack_layers(known)), self.keep(stack_layers(own))
-        self.out = self.keep(pointwise_weights(layer.horizontal_out, channels, lead_with_bias=True) for layer in layers)
+            self.left, self.own = self.keep_all(stack_layers(left)), self.keep_all(stack_layers(own))
+        self.out = [
+            self.keep_all(pointwise_weights(layer.horizontal_out, channels, lead_with_bias=True)) for layer in layers
+        ]
         for matrices in self.out:
             for matrix in matrices:
                 matrix[1:].neg_()
@@ -72,7 +76,7 @@ class GatedPixelCNNCache(SamplingCache):
         group, start = self.hidden_group, column * self.size
         seen = 1 + (channel + 1) * group
         above = self.above[:, :, column].unflatten(-1, (self.num_groups, 2 * group))[:, :, channel]
-        known_features = self.rows[:, :, start : start + self.reach * self.size + channel * group]
+        left_features = self.rows[:, :, start : start + self.reach * self.size + channel * group]
         own = start + self.reach * self.size + channel * group
         streams = [row[:, own : own + group] for row in self.rows] + [self.own_group(self.hidden, channel)]
         layers = []
@@ -90,7 +94,7 @@ class GatedPixelCNNCache(SamplingCache):
                     streams[i],
                 )
             )
-        return above, self.known_inputs(column, channel), known_features, layers
+        return above, self.seen_inputs(column, channel), left_features, layers
 
     def compute_row(self):
         self.shift_input_rows()
@@ -99,7 +103,7 @@ class GatedPixelCNNCache(SamplingCache):
         rows = self.input_above
         for i, (weight, bias) in enumerate(self.vertical_convs):
             features = self.vertical_features[i]
-            torch.mul(self.rows_above(rows, weight, bias), self.scale, out=features)
+            torch.mul(self.convolve_rows(rows, weight, bias), self.scale, out=features)
             if i < self.later:
                 rows = self.vertical_rows[i]
                 features = features if self.class_bias is None else features + self.class_bias[i]
@@ -109,10 +113,10 @@ class GatedPixelCNNCache(SamplingCache):
         self.above += self.horizontal_bias
 
     def compute_pixel(self, column, channel):
-        above, known_inputs, known_features, layers = self.steps[column][channel]
-        torch.addmm(above[0], known_inputs, self.first_known[channel], out=self.sums[0])
+        above, seen_inputs, left_features, layers = self.steps[column][channel]
+        torch.addmm(above[0], seen_inputs, self.first_left[channel], out=self.sums[0])
         if self.later:
-            torch.baddbmm(above[1:], known_features, self.known[channel], out=self.sums[1:])
+            torch.baddbmm(above[1:], left_features, self.left[channel], out=self.sums[1:])
         for stream, own, total, value, gate, gated, seen, out, next_stream in layers:
             if stream is not None:
                 total.addmm_(stream, own)

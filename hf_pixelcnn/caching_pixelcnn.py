@@ -2,24 +2,24 @@
 
 import torch
 
-from .caching_causal_image import SamplingCache, pointwise_weights, row_weights, stack_layers
+from .caching_causal_image import MaskedConvCache, pointwise_weights, row_weights, stack_layers
 
 
-class PixelCNNCache(SamplingCache):
+class PixelCNNCache(MaskedConvCache):
     r"""
     Row by row the taps above the centre row, of all blocks at once; pixel by pixel the centre row and the 1×1 layers.
 
     The left taps of all blocks, whose inputs are known when a pixel begins, are one batched product.
     """
 
-    def __init__(self, model, batch, width, class_ids=None):
-        super().__init__(model, batch, width)
+    def __init__(self, model, batch, height, width, class_ids=None):
+        super().__init__(model, batch, height, width, class_ids)
         first, blocks, channels, reach = model.model.conv_in, model.model.layers, self.num_groups, self.reach
         self.inner = inner = model.config.hidden_size // 2
         self.inner_group = inner // channels
 
         # Rows above.
-        self.first_weight, self.first_bias = self.keep((first.visible_weight()[:, :, :-1], first.bias))
+        self.first_weight, self.first_bias = self.keep_all((first.visible_weight()[:, :, :-1], first.bias))
         self.first_above = self.zeros(batch, width, model.config.hidden_size)
         self.rows_above_inner = self.zeros(len(blocks), batch, reach, width + 2 * reach, inner)
         above_taps = [block.conv.visible_weight()[:, :, :-1].permute(2, 3, 1, 0) for block in blocks]
@@ -35,12 +35,12 @@ class PixelCNNCache(SamplingCache):
         self.sums = self.zeros(len(blocks), batch, self.inner_group)
         self.relus_in = self.zeros(len(blocks), batch, model.config.hidden_size)
         self.relus_out = self.keep(torch.ones(len(blocks), batch, 1 + inner, **self.factory))
-        self.first_known = self.keep(row_weights(first, self.first_reach, channels)[0])
-        known, own = zip(*(row_weights(block.conv, reach, channels) for block in blocks), strict=True)
-        self.known, self.own = self.keep(stack_layers(known)), self.keep(stack_layers(own))
-        self.conv_in = self.keep(pointwise_weights(block.conv_in, channels) for block in blocks)
-        self.bias_in = self.keep(block.conv_in.bias.chunk(channels) for block in blocks)
-        self.out = self.keep(pointwise_weights(block.conv_out, channels, lead_with_bias=True) for block in blocks)
+        self.first_left = self.keep_all(row_weights(first, self.first_reach, channels)[0])
+        left, own = zip(*(row_weights(block.conv, reach, channels) for block in blocks), strict=True)
+        self.left, self.own = self.keep_all(stack_layers(left)), self.keep_all(stack_layers(own))
+        self.conv_in = [self.keep_all(pointwise_weights(block.conv_in, channels)) for block in blocks]
+        self.bias_in = [self.keep_all(block.conv_in.bias.chunk(channels)) for block in blocks]
+        self.out = [self.keep_all(pointwise_weights(block.conv_out, channels, lead_with_bias=True)) for block in blocks]
         self.steps = [[self.prepare_step(j, c) for c in range(channels)] for j in range(width)]
 
     def prepare_step(self, column: int, channel: int):
@@ -64,13 +64,13 @@ class PixelCNNCache(SamplingCache):
         ]
         first_above = self.own_group(self.first_above[:, column], channel)
         above = self.own_group(self.above[:, :, column], channel)
-        known_features = self.rows[:, :, start : start + self.reach * self.inner + channel * group]
+        left_features = self.rows[:, :, start : start + self.reach * self.inner + channel * group]
         stream = self.own_group(self.hidden, channel)
-        return first_above, self.known_inputs(column, channel), above, known_features, stream, blocks
+        return first_above, self.seen_inputs(column, channel), above, left_features, stream, blocks
 
     def compute_row(self):
         self.shift_input_rows()
-        self.first_above.copy_(self.rows_above(self.input_above, self.first_weight, self.first_bias))
+        self.first_above.copy_(self.convolve_rows(self.input_above, self.first_weight, self.first_bias))
         reach, rows = self.reach, self.rows_above_inner
         if reach:
             for i in range(reach - 1):
@@ -86,9 +86,9 @@ class PixelCNNCache(SamplingCache):
             self.above.copy_(self.above_bias.expand_as(self.above))
 
     def compute_pixel(self, column, channel):
-        first_above, known_inputs, above, known_features, stream, blocks = self.steps[column][channel]
-        torch.addmm(first_above, known_inputs, self.first_known[channel], out=stream)
-        torch.baddbmm(above, known_features, self.known[channel], out=self.sums)
+        first_above, seen_inputs, above, left_features, stream, blocks = self.steps[column][channel]
+        torch.addmm(first_above, seen_inputs, self.first_left[channel], out=stream)
+        torch.baddbmm(above, left_features, self.left[channel], out=self.sums)
         for relu_in, bias_in, seen_in, conv_in, feature, total, own, relu_out, seen_out, out in blocks:
             torch.clamp_min(stream, 0, out=relu_in)
             torch.addmm(bias_in, seen_in, conv_in, out=feature).clamp_min_(0)

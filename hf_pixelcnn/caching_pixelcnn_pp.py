@@ -8,7 +8,7 @@ there, one level calls the next lower one between its up blocks and its down blo
 import torch
 import torch.nn.functional as F
 
-from .caching_causal_image import SamplingCache
+from .caching_causal_image import EncodedRowCache
 
 
 def concat_elu_rows(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -21,7 +21,7 @@ class RowConv:
 
     def __init__(self, cache: "PixelCNNPPCache", layer, width: int):
         weight = layer.visible_weight().contiguous(memory_format=torch.channels_last)
-        self.weight, self.bias = cache.keep((weight, layer.bias))
+        self.weight, self.bias = cache.keep_all((weight, layer.bias))
         self.stride = layer.stride
         self.rows = cache.zeros(cache.batch, 2, width, layer.in_channels)
 
@@ -45,7 +45,7 @@ class VerticalBlock:
         self.class_bias = cache.class_bias(block)
         other = block.conv_other
         if other is not None:
-            self.other_weight, self.other_bias = cache.keep((other.visible_weight()[:, :, 0, 0], other.bias))
+            self.other_weight, self.other_bias = cache.keep_all((other.visible_weight()[:, :, 0, 0], other.bias))
 
     def row(self, x: torch.Tensor, celu_x: torch.Tensor, celu_other: torch.Tensor | None = None) -> torch.Tensor:
         """One row `(batch, width, features)`."""
@@ -70,7 +70,7 @@ class CornerRow:
     def __init__(self, cache: "PixelCNNPPCache", layer, width: int):
         weight = layer.visible_weight()
         weight_above = weight[:, :, :1].contiguous(memory_format=torch.channels_last)
-        self.weight_above, self.bias = cache.keep((weight_above, layer.bias))
+        self.weight_above, self.bias = cache.keep_all((weight_above, layer.bias))
         self.weight = cache.keep(weight[:, :, 1].permute(2, 1, 0).flatten(0, 1))  # (2 * in, out)
         self.size, self.stride = layer.in_channels, layer.stride[1]
         self.inputs = cache.zeros(cache.batch, (1 + width) * self.size)
@@ -80,7 +80,7 @@ class CornerRow:
         """Where the input of a column lies, `(batch, in)`."""
         return self.inputs[:, (1 + column) * self.size : (2 + column) * self.size]
 
-    def known(self, column: int) -> torch.Tensor:
+    def left_taps(self, column: int) -> torch.Tensor:
         """What the output of a column sees of its own row, `(batch, 2 * in)`."""
         start = column * self.stride * self.size
         return self.inputs[:, start : start + 2 * self.size]
@@ -108,7 +108,7 @@ class CombinedBlock:
         self.class_bias = cache.class_bias(block)
         weight = block.conv_other.visible_weight()[:, :, 0, 0]
         u, *skip = weight.unflatten(1, (2, -1, size)).unbind(2)  # (out, 2, size) each
-        self.u_weight, self.other_bias = cache.keep((u.flatten(1), block.conv_other.bias))
+        self.u_weight, self.other_bias = cache.keep_all((u.flatten(1), block.conv_other.bias))
         self.skip_weight = cache.keep(skip[0].flatten(1).T.contiguous()) if skip else None
 
         self.signs = cache.signs
@@ -122,18 +122,18 @@ class CombinedBlock:
                 inputs[j][:, None],
                 self.row_in.slot(j).unflatten(1, (2, size)),
                 self.row_in.above[:, j],
-                self.row_in.known(j),
+                self.row_in.left_taps(j),
                 None if skips is None else skips[j],
                 self.row_out.slot(j).unflatten(1, (2, size)),
                 self.row_out.above[:, j],
-                self.row_out.known(j),
+                self.row_out.left_taps(j),
                 outputs[j],
             )
             for j in range(width)
         ]
 
     def start_row(self, celu_u: torch.Tensor):
-        """Take in celu of the row `(batch, width, features)` that the vertical block beside this one has put out."""
+        """Take in celu of the row `(batch, width, features)` that the vertical block beside this one has given."""
         self.row_in.start_row()
         self.row_in.above += F.linear(celu_u[:, : len(self.steps)], self.u_weight, self.other_bias)
         self.row_out.start_row()
@@ -142,13 +142,13 @@ class CombinedBlock:
 
     def step(self, column: int):
         """One pixel."""
-        x, x_twice, celu_x, above_in, known_in, skip, celu_t, above_out, known_out, out = self.steps[column]
+        x, x_twice, celu_x, above_in, taps_in, skip, celu_t, above_out, taps_out, out = self.steps[column]
         F.elu_(torch.mul(x_twice, self.signs, out=celu_x))
-        torch.addmm(above_in, known_in, self.row_in.weight, out=self.t)
+        torch.addmm(above_in, taps_in, self.row_in.weight, out=self.t)
         if skip is not None:
             self.t.addmm_(skip, self.skip_weight)
         F.elu_(torch.mul(self.t_twice, self.signs, out=celu_t))
-        torch.addmm(above_out, known_out, self.row_out.weight, out=self.gated)
+        torch.addmm(above_out, taps_out, self.row_out.weight, out=self.gated)
         torch.addcmul(x, self.value, self.gate.sigmoid_(), out=out)
 
 
@@ -162,9 +162,18 @@ class Level:
         level (`int`): 0, 1 and 2 for full, half and a quarter of the resolution.
         width (`int`): Columns of the image here.
         padded_width (`int`): Columns of the vertical stream here.
+        result (`torch.Tensor` of shape `(batch, features)`, *optional*): Where the last block writes its pixel.
     """
 
-    def __init__(self, cache: "PixelCNNPPCache", network, level: int, width: int, padded_width: int):
+    def __init__(
+        self,
+        cache: "PixelCNNPPCache",
+        network,
+        level: int,
+        width: int,
+        padded_width: int,
+        result: torch.Tensor | None = None,
+    ):
         batch, size = cache.batch, cache.size
         self.cache, self.level = cache, level
         up_layers, down_layers = network.up_layers[level], network.down_layers[2 - level]
@@ -198,20 +207,23 @@ class Level:
             self.vertical_downsampling = RowConv(cache, network.vertical_downsampling[level], padded_width)
             upsampling = network.vertical_upsampling[1 - level]
             self.upsample = upsampling.upsample
-            self.vertical_up_weights = cache.keep((upsampling.visible_weight(), upsampling.bias))
+            self.vertical_up_weights = cache.keep_all((upsampling.visible_weight(), upsampling.bias))
             self.vertical_rows = cache.zeros(2, batch, padded_width, size)  # from one of low resolution
             upsampling = network.combined_upsampling[1 - level]
             up_weights = upsampling.visible_weight().permute(2, 1, 3, 0).flatten(2)  # (2, in, 2 * out)
-            self.up_weights, self.up_bias = cache.keep((up_weights, upsampling.bias.repeat(2)))
+            self.up_weights, self.up_bias = cache.keep_all((up_weights, upsampling.bias.repeat(2)))
             half = len(self.lower.first)
             self.combined_rows = cache.zeros(2, batch, half * 2 * size)
             pairs = [pair.unbind(0) for pair in self.combined_rows.split(2 * size, dim=2)]
-            self.halves = [(self.downsampling.above[:, j], self.downsampling.known(j), *pairs[j]) for j in range(half)]
+            self.halves = [
+                (self.downsampling.above[:, j], self.downsampling.left_taps(j), *pairs[j]) for j in range(half)
+            ]
             stream = self.combined_rows[0].split(size, dim=1)[:width]
 
         self.combined_down = []
-        for layer in down_layers:
-            outputs = buffers()
+        for i, layer in enumerate(down_layers):
+            is_result = result is not None and i == len(down_layers) - 1
+            outputs = [result] * width if is_result else buffers()
             self.combined_down.append(CombinedBlock(cache, layer.combined, stream, outputs, skips.pop()))
             stream = outputs
         self.result = stream[0]
@@ -257,8 +269,8 @@ class Level:
         if self.lower is not None:
             F.elu_(torch.mul(self.last_twice[column], self.cache.signs, out=self.last_celu))
             if self.has_lower_row() and column % 2 == 0:
-                above, known, row, next_row = self.halves[column // 2]
-                torch.addmm(above, known, self.downsampling.weight, out=self.lower.first[0])
+                above, taps, row, next_row = self.halves[column // 2]
+                torch.addmm(above, taps, self.downsampling.weight, out=self.lower.first[0])
                 self.lower.step(column // 2)
                 torch.addmm(self.up_bias, self.lower.result, self.up_weights[0], out=row)
                 torch.addmm(self.up_bias, self.lower.result, self.up_weights[1], out=next_row)
@@ -266,7 +278,7 @@ class Level:
             block.step(column)
 
 
-class PixelCNNPPCache(SamplingCache):
+class PixelCNNPPCache(EncodedRowCache):
     r"""
     Row by row the vertical stream, and the taps of the combined one on rows above; pixel by pixel the rest of it.
 
@@ -274,14 +286,13 @@ class PixelCNNPPCache(SamplingCache):
     stream and no combined one, whose features there reach nothing.
     """
 
-    def __init__(self, model, batch, width, class_ids=None):
-        super().__init__(model, batch, width)
+    def __init__(self, model, batch, height, width, class_ids=None):
+        super().__init__(model, batch, height, width, class_ids, pixels_left=1)
         network, self.size, self.class_ids = model.model, model.config.hidden_size, class_ids
-        self.row = 0
         self.signs = torch.tensor([[1.0], [-1.0]], **self.factory)
         padded_width = width + -width % 4
-        self.vertical_in, self.above_in, self.left_in = self.keep(
-            (layer.visible_weight(), layer.bias)
+        self.vertical_in, self.above_in, self.left_in = (
+            self.keep_all((layer.visible_weight(), layer.bias))
             for layer in (network.vertical_in, network.combined_in_above, network.combined_in_left)
         )
         # Rows r - 2 and r - 1 of the encoded image, and what is known of row r when it begins: its channel of ones.
@@ -289,18 +300,13 @@ class PixelCNNPPCache(SamplingCache):
         self.input_rows[:, 2, :width, -1] = 1
         self.first_above = self.zeros(batch, width, self.size)
         self.left_weight = self.keep(self.left_in[0][:, :-1, 1, 0].T.contiguous())
-        self.full = Level(self, network, 0, width, padded_width)
-        self.hidden = self.full.result
+        self.full = Level(self, network, 0, width, padded_width, self.hidden)
 
     def class_bias(self, block) -> torch.Tensor | None:
         """What the class adds to the last convolution of a block, `(batch, 1, 2 * features)`; `None` without one."""
         if self.class_ids is None:
             return None
         return self.keep(block.class_embedding(self.class_ids)[:, None, :, 0, 0])
-
-    def prepare_head(self, head):
-        layers = ((layer.bias, layer.visible_weight()[:, :, 0, 0].T.contiguous()) for layer in head.layers)
-        self.head_layers = self.keep(layers)
 
     def start_row(self, row):
         self.row, self.phase = row, row % 4
@@ -309,25 +315,19 @@ class PixelCNNPPCache(SamplingCache):
     def compute_row(self):
         u = first = torch.zeros_like(self.first_above[:, :1])  # above the first row there is nothing, not even a bias
         if self.row > 0:
-            finished = self.input_row[:, self.first_reach * self.input_size :].unflatten(1, (self.width, -1))
             self.input_rows[:, 0].copy_(self.input_rows[:, 1])
-            self.input_rows[:, 1, : self.width, :-1] = finished
+            self.input_rows[:, 1, : self.width, :-1] = self.finished_row
             self.input_rows[:, 1, : self.width, -1] = 1
-            u = self.rows_above(self.input_rows[:, :2], *self.vertical_in)
-            first = self.rows_above(self.input_rows[:, 1:2], *self.above_in)[:, : self.width]
-        left = self.rows_above(self.input_rows[:, 1:], *self.left_in)[:, : self.width - 1]
+            u = self.convolve_rows(self.input_rows[:, :2], *self.vertical_in)
+            first = self.convolve_rows(self.input_rows[:, 1:2], *self.above_in)[:, : self.width]
+        left = self.convolve_rows(self.input_rows[:, 1:], *self.left_in)[:, : self.width - 1]
         self.first_above.copy_(first + F.pad(left, (0, 0, 1, 0)))  # of the pixel to the left
         self.full.start_row(u.expand(-1, self.input_rows.shape[2], -1))
 
-    def compute_parameters(self, column, channel):
-        above, known = self.first_above[:, column], self.known_inputs(column, 0)
-        torch.addmm(above, known, self.left_weight, out=self.full.first[0])
+    def compute_pixel(self, column, channel):
+        above, left = self.first_above[:, column], self.seen_inputs(column, 0)
+        torch.addmm(above, left, self.left_weight, out=self.full.first[0])
         self.full.step(column)
-        x = self.hidden
-        for bias, weight in self.head_layers[:-1]:
-            x = torch.addmm(bias, F.elu(x), weight)
-        bias, weight = self.head_layers[-1]
-        torch.addmm(bias, F.elu(x), weight, out=self.outputs)
 
 
 __all__ = ["PixelCNNPPCache"]

@@ -10,155 +10,41 @@ the same operations on tensors of the same shape (the last batch is padded), dty
 says which model, dtype, hardware and library versions it was made with. Whatever differs is an error before decoding; a
 hash of the first probabilities and a checksum of the pixels catch what no name tells, so no wrong picture is returned.
 
-A stream consists of a prefix (`PREFIX`: magic, format version, sizes, checksum of all the rest), a header in JSON (see
-[`StreamHeader`]), a comment of any bytes, and the payload, the coder's 32-bit words. All numbers are little-endian.
-
-A stream may come from anybody, so its numbers are not believed. Encoders keep these rules, and decoders refuse what
-breaks them before they allocate anything: at most `MAX_COLUMNS` columns are in work at a time; a payload has at least
-one byte for every `MAX_DIMS_PER_BYTE` dimensions. And decoding stops as soon as the levels read so far are worth more
-bits than the payload has.
+Streams are untrusted input; their container is in compressed_stream.py. Encoders keep these rules, and decoders refuse
+what breaks them before they allocate anything: at most `MAX_COLUMNS` columns are in work at a time; a payload has at
+least one byte for every `MAX_DIMS_PER_BYTE` dimensions. And decoding stops as soon as the levels read so far are worth
+more bits than the payload has.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import math
 import platform
-import struct
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig
 
-from .checks_pixelcnn import check_draws, check_levels
-from .generation_pixelcnn import Canvas, sampling_state
+from .canvas_causal_image import Canvas
+from .checks_causal_image import check_draws, check_levels, class_ids_for
+from .compressed_stream import (
+    MAX_THREADS,
+    CompressedStream,
+    CompressedStreamError,
+    StreamHeader,
+    checksum,
+    read_stream,
+    write_stream,
+)
+from .likelihood_causal_image import to_raster
+from .sampling_causal_image import sample_cached, sampling_state
+from .version import __version__
 
-MAGIC = b"\x89PXC"
-FORMAT_VERSION = 1
-PREFIX = struct.Struct("<4sBIIQ16s")  # magic, version, sizes of header, comment and payload, checksum
-MAX_HEADER_BYTES = 4096
 MAX_COLUMNS = 4096
 MAX_DIMS_PER_BYTE = 2048
-MAX_THREADS = 256
 COST_SLACK_BITS = 64  # what the coder may leave in its state
-
-
-class CompressedStreamError(ValueError):
-    """A stream that is damaged, is none, or cannot be decoded by this model on this machine; the message says which."""
-
-
-@dataclass(frozen=True)
-class StreamHeader:
-    r"""
-    What a stream says about itself.
-
-    Args:
-        shape (`list[int]`): `[images, channels, height, width]`.
-        config (`str`), weights (`str`): Fingerprints of the model.
-        dtype (`str`), hardware (`str`), torch (`str`), constriction (`str`): What it was made with.
-        hf_pixelcnn (`str`): Version that made it.
-        threads (`int`): Threads it was made with; decoding uses as many.
-        probe (`str`): Hash of the probabilities of the first row and of the first pixel after it.
-        pixels (`str`): Checksum of the levels.
-    """
-
-    shape: list[int]
-    config: str
-    weights: str
-    dtype: str
-    hardware: str
-    torch: str
-    constriction: str
-    hf_pixelcnn: str
-    threads: int
-    probe: str
-    pixels: str
-
-    @classmethod
-    def from_json(cls, text: bytes) -> "StreamHeader":
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CompressedStreamError(f"The header of the stream is not valid JSON: {error}") from error
-        types = {field.name: list if field.name == "shape" else field.type for field in fields(cls)}
-        if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != types:
-            raise CompressedStreamError("The header of the stream does not have the fields of this format version.")
-        if len(values["shape"]) != 4 or not all(type(size) is int and 0 < size < 2**31 for size in values["shape"]):
-            raise CompressedStreamError(f"`shape` in the stream's header must be 4 counts, got {values['shape']}.")
-        if not 1 <= values["threads"] <= MAX_THREADS:
-            raise CompressedStreamError(
-                f"`threads` in the stream's header must be 1 ... {MAX_THREADS}, got {values['threads']}."
-            )
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class CompressedStream:
-    """The parts of a stream, see [`read_stream`]."""
-
-    header: StreamHeader
-    comment: bytes
-    payload: bytes
-
-
-def checksum(*parts: bytes) -> "hashlib.blake2b":
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest
-
-
-def write_stream(stream: CompressedStream) -> bytes:
-    header = json.dumps(asdict(stream.header), separators=(",", ":")).encode()
-    rest = header + stream.comment + stream.payload
-    facts = (MAGIC, FORMAT_VERSION, len(header), len(stream.comment), len(stream.payload))
-    digest = checksum(PREFIX.pack(*facts, b""), rest).digest()
-    return PREFIX.pack(*facts, digest) + rest
-
-
-def read_stream(data: bytes) -> CompressedStream:
-    r"""
-    Take a stream apart, without a model.
-
-    Args:
-        data (`bytes`): What [`compress`] returned.
-
-    Returns:
-        [`CompressedStream`] with `header` ([`StreamHeader`]), `comment` and `payload`, both `bytes`.
-
-    Raises:
-        CompressedStreamError: If it is no stream, of a newer format, cut, or damaged anywhere.
-    """
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise TypeError(f"A compressed stream must be bytes, got {type(data).__name__}.")
-    data = bytes(data)
-    if not data:
-        raise CompressedStreamError("The stream is empty.")
-    if not data.startswith(MAGIC[: len(data)]):
-        raise CompressedStreamError(f"This is no compressed stream: it begins with {data[:4]!r} instead of {MAGIC!r}.")
-    if len(data) < PREFIX.size:
-        raise CompressedStreamError(f"The stream is cut: only {len(data)} bytes are left.")
-    *facts, digest = PREFIX.unpack_from(data)
-    _, version, header_size, comment_size, payload_size = facts
-    if version != FORMAT_VERSION:
-        raise CompressedStreamError(
-            f"The stream has format version {version}, this release of hf_pixelcnn reads version {FORMAT_VERSION}."
-        )
-    size = PREFIX.size + header_size + comment_size + payload_size
-    if len(data) != size:
-        what = "cut" if len(data) < size else "followed by something else"
-        raise CompressedStreamError(f"The stream is {what}: it says it has {size} bytes, there are {len(data)}.")
-    if checksum(PREFIX.pack(*facts, b""), data[PREFIX.size :]).digest() != digest:
-        raise CompressedStreamError("The stream is damaged: its checksum is wrong.")
-    if header_size > MAX_HEADER_BYTES or payload_size % 4:
-        raise CompressedStreamError("The stream has a header or a payload of a size that cannot be.")
-    header_end, comment_end = PREFIX.size + header_size, PREFIX.size + header_size + comment_size
-    header = StreamHeader.from_json(data[PREFIX.size : header_end])
-    return CompressedStream(header, comment=data[header_end:comment_end], payload=data[comment_end:])
 
 
 def load_coder():
@@ -176,10 +62,7 @@ def identity(model) -> dict[str, str]:
     check_draws(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("Compression needs all weights of the model in memory; some are offloaded.")
-    # Fields of our own that act on the numbers; those of the base class are about loading and text.
-    names = {field.name for field in fields(model.config)} - {field.name for field in fields(PreTrainedConfig)}
-    names -= {"image_size", "dropout", "class_prior", "class_temperature", "generative_weight"}
-    config = {name: getattr(model.config, name) for name in sorted(names)}
+    settings = [model.config.model_type, model.config.likelihood_settings()]
     weights = checksum()
     for name, tensor in sorted(model.masked_state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -190,7 +73,7 @@ def identity(model) -> dict[str, str]:
         hardware += f" + {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
     return {
         "dtype": str(model.dtype).removeprefix("torch."),
-        "config": checksum(json.dumps([model.config.model_type, config]).encode()).hexdigest()[:16],
+        "config": checksum(json.dumps(settings).encode()).hexdigest()[:16],
         "weights": weights.hexdigest()[:16],
         "hardware": hardware,
         "torch": torch.__version__,
@@ -324,7 +207,7 @@ class LevelWriter(LevelCoder):
         try:
             self.encoder.encode(symbols, self.frequencies, probabilities)
         except ValueError as error:
-            raise ValueError("The probabilities are no numbers: the model's weights are not finite.") from error
+            raise ValueError("The model produced NaN probabilities: its weights are not finite.") from error
         return symbols
 
     def levels(self, images: slice, dimension: int, probabilities: np.ndarray) -> np.ndarray:
@@ -425,7 +308,7 @@ def code_images(
                     images,
                     probe,
                 )
-                model._sample_cached(canvas, class_ids, keep_cache=False)
+                sample_cached(model, canvas, class_ids, keep_cache=False)
             yield images, canvas.images()[:count]
 
 
@@ -436,25 +319,25 @@ def pixels_of(levels: torch.Tensor) -> bytes:
 
 def compress(
     model,
-    levels: torch.LongTensor,
-    class_ids: torch.LongTensor | list[int] | int | None = None,
+    pixel_values: torch.Tensor,
+    class_ids: torch.Tensor | list[int | str] | int | str | None = None,
     *,
     comment: bytes = b"",
     verify: bool = False,
     show_progress: bool = False,
 ) -> bytes:
     r"""
-    Compress images without loss to about as many bits as they are unlikely: `-log_prob(levels).sum() / ln 2`.
+    Compress images without loss to about as many bits as they are unlikely: `-log_prob(pixel_values).sum() / ln 2`.
 
     Only the same model decodes a stream, in the same dtype, on the same kind of processor and with the same version of
     torch; the number of threads is restored. Needs the extra `hf_pixelcnn[compression]`.
 
     Args:
         model: A `...ForCausalImageModeling`. It runs in evaluation mode and is set back afterwards.
-        levels (`torch.LongTensor` of shape `(images, channels, height, width)`):
-            Images of any number and one size, any integer dtype; at most 4,096 wide.
-        class_ids (`torch.LongTensor` of shape `(images,)`, a list or an `int`, *optional*):
-            Classes for a conditional model, -1 for none; they are stored, too.
+        pixel_values (integer `torch.Tensor` of shape `(images, channels, height, width)`):
+            Levels of any number of images of one size, any integer dtype; at most 4,096 wide.
+        class_ids (`torch.LongTensor` of shape `(images,)`, a list, an `int` or a `str`, *optional*):
+            Classes for a conditional model, by id or name, -1 for none; they are stored, too.
         comment (`bytes`, defaults to nothing): Any bytes to keep with the images, see [`read_stream`].
         verify (`bool`, defaults to `False`): Decode the stream and compare before returning it.
         show_progress (`bool`, defaults to `False`): Show a progress bar over rows.
@@ -467,18 +350,16 @@ def compress(
         CompressedStreamError: With `verify`, if the way back fails.
         ImportError: If the package `constriction` is missing.
     """
-    from . import __version__
-
     load_coder()
     if not isinstance(comment, bytes):
         raise TypeError(f"`comment` must be bytes, got {type(comment).__name__}.")
     made_with = identity(model)
-    check_levels("levels", levels, model.config)
-    shape = list(levels.shape)
+    check_levels("pixel_values", pixel_values, model.config)
+    shape = list(pixel_values.shape)
     if shape[3] > MAX_COLUMNS:
-        raise ValueError(f"`levels` must be at most {MAX_COLUMNS} wide, got a width of {shape[3]}.")
-    class_ids = model._request_class_ids(class_ids, shape[0])
-    raster = levels.permute(0, 2, 3, 1).flatten(1).cpu().numpy().astype(np.int32)
+        raise ValueError(f"`pixel_values` must be at most {MAX_COLUMNS} wide, got a width of {shape[3]}.")
+    class_ids = class_ids_for(class_ids, shape[0], model.config, model.device)
+    raster = to_raster(pixel_values).cpu().numpy().astype(np.int32)
     writer = LevelWriter(
         raster, None if class_ids is None else class_ids.cpu().numpy().astype(np.int32), model.config.num_classes
     )
@@ -492,7 +373,7 @@ def compress(
         hf_pixelcnn=__version__,
         threads=threads,
         probe=probe.digest.hexdigest(),
-        pixels=checksum(pixels_of(levels)).hexdigest(),
+        pixels=checksum(pixels_of(pixel_values)).hexdigest(),
     )
     data = write_stream(CompressedStream(header, comment, writer.payload()))
     if verify:
@@ -536,4 +417,4 @@ def decompress(model, data: bytes, *, show_progress: bool = False) -> torch.Long
     return levels
 
 
-__all__ = ["CompressedStream", "CompressedStreamError", "StreamHeader", "compress", "decompress", "read_stream"]
+__all__ = ["compress", "decompress"]

@@ -1,8 +1,8 @@
-"""What the configurations of all families have in common."""
+"""What the configurations of all families have in common, and those of families of masked kernels."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import Field, fields
+from typing import TypeGuard
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -12,9 +12,22 @@ MAX_EMBEDDED_LEVELS = 16384
 FORMAT_VERSION = 1  # of `config.json`; raised when files written from then on mean something else to older code
 
 
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether `value` is an int that counts or numbers something; `True` and `False` do not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def as_height_and_width(image_size: int | list[int] | tuple[int, ...]) -> list[int]:
-    """`[height, width]` of an image size, which may be one number for both."""
-    return [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    r"""
+    `[height, width]` of an image size, which may be one number for both.
+
+    Raises:
+        ValueError: If `image_size` is neither a positive int nor two of them.
+    """
+    size = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
+    if len(size) != 2 or not all(is_int(length) and length > 0 for length in size):
+        raise ValueError(f"`image_size` must be a positive int or [height, width], got {image_size!r}.")
+    return size
 
 
 @strict
@@ -34,10 +47,6 @@ class CausalImageModelingConfig(PreTrainedConfig):
             Features of the residual stream. Divisible by `num_channel_groups`.
         num_hidden_layers (`int`):
             Depth; what counts as one layer is said by each family.
-        kernel_size (`int`, defaults to 3):
-            Odd size of the kernels after the first layer.
-        first_kernel_size (`int`, defaults to 7):
-            Odd size of the kernel of the first layer.
         head_hidden_size (`int`):
             Features of the 1×1 layers between residual stream and output. Divisible by `num_channel_groups`.
         num_head_layers (`int`, defaults to 2):
@@ -75,8 +84,6 @@ class CausalImageModelingConfig(PreTrainedConfig):
     num_levels: int = 2
     hidden_size: int = 64
     num_hidden_layers: int = 5
-    kernel_size: int = 3
-    first_kernel_size: int = 7
     head_hidden_size: int = 64
     num_head_layers: int = 2
     dropout: float | int = 0.0
@@ -89,8 +96,14 @@ class CausalImageModelingConfig(PreTrainedConfig):
     class_temperature: float | int = 1.0
     generative_weight: float | int = 0.5
 
+    # Fields of ours that say nothing about the distribution of an image whose size and class are given.
+    fields_without_effect_on_likelihood = frozenset(
+        {"image_size", "dropout", "format_version", "class_prior", "class_temperature", "generative_weight"}
+    )
+
     def __post_init__(self, **kwargs):
-        self.image_size = as_height_and_width(self.image_size)
+        size = self.image_size
+        self.image_size = list(size) if isinstance(size, list | tuple) else [size, size]
         if isinstance(self.class_prior, tuple):
             self.class_prior = list(self.class_prior)
         if self.output_distribution is None:
@@ -125,32 +138,30 @@ class CausalImageModelingConfig(PreTrainedConfig):
     def num_channel_groups(self) -> int:
         """
         Groups that features are split into, so that the network predicts a channel from the earlier ones of its pixel:
-        one a channel; a single one with a mixture, which joins the channels itself and whose network sees earlier
+        one per channel; a single one with a mixture, which joins the channels itself and whose network sees earlier
         pixels only.
         """
         return 1 if self.output_distribution == "logistic_mixture" else self.num_channels
 
-    @property
-    def rows_seen_above(self) -> int:
-        """How many rows above its own a dimension can depend on."""
-        return self.first_kernel_size // 2 + self.num_hidden_layers * (self.kernel_size // 2)
+    @classmethod
+    def own_fields(cls) -> list[Field]:
+        """The fields that describe a model: those of this package, not those that transformers gives every config."""
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        return [field for field in fields(cls) if field.name not in inherited]
 
-    def first_row_seen(self, row: int) -> int:
-        """The row to begin at so that a network run on part of the image is right from `row` on."""
-        return max(0, row - self.rows_seen_above)
-
-    def class_ids_of(self, classes: Iterable[int | str]) -> list[int]:
-        """Ids of classes given by number or by their name in `id2label`; a name that does not exist is a ValueError."""
-        classes, names = list(classes), self.label2id if self.num_classes else {}
-        unknown = [name for name in classes if isinstance(name, str) and name not in names]
-        if unknown:
-            raise ValueError(f"There is no class {unknown[0]!r}; the model has {list(names) or 'no classes'}.")
-        return [names[name] if isinstance(name, str) else name for name in classes]
+    def likelihood_settings(self) -> dict:
+        """
+        The fields that act on likelihoods and differ from their defaults, by name: with the weights they say which
+        distribution a model is. A later version that has more fields, with neutral defaults, gives the same.
+        """
+        return {
+            field.name: getattr(self, field.name)
+            for field in sorted(self.own_fields(), key=lambda field: field.name)
+            if field.name not in self.fields_without_effect_on_likelihood and getattr(self, field.name) != field.default
+        }
 
     def validate_sizes(self):
-        size = as_height_and_width(self.image_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"`image_size` must be a positive int or [height, width], got {self.image_size}.")
+        as_height_and_width(self.image_size)
         for name, least in {
             "hidden_size": 1,
             "num_hidden_layers": 1,
@@ -161,12 +172,6 @@ class CausalImageModelingConfig(PreTrainedConfig):
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        for name in ("kernel_size", "first_kernel_size"):
-            size = getattr(self, name)
-            if size < 1 or size % 2 == 0:
-                raise ValueError(f"`{name}` must be odd and positive, so that a kernel has a centre, got {size}.")
-        if self.first_kernel_size < 3:
-            raise ValueError("`first_kernel_size` must be at least 3: a masked 1×1 kernel sees nothing, got 1.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
 
@@ -199,7 +204,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
             if getattr(self, name) % self.num_channel_groups:
                 raise ValueError(
                     f"`{name}` must be divisible by `num_channels` ({self.num_channels}), because features are split "
-                    f"into one group a channel, got {getattr(self, name)}."
+                    f"into one group per channel, got {getattr(self, name)}."
                 )
 
     def validate_classes(self):
@@ -227,4 +232,30 @@ class CausalImageModelingConfig(PreTrainedConfig):
             raise ValueError(f"`generative_weight` must be in [0, 1], got {self.generative_weight}.")
 
 
-__all__ = ["CausalImageModelingConfig", "as_height_and_width"]
+@strict
+class MaskedKernelConfig(CausalImageModelingConfig):
+    r"""
+    Base configuration of families whose layers are k×k kernels with a mask.
+
+    The fields are those of [`CausalImageModelingConfig`] and those below.
+
+    Args:
+        kernel_size (`int`, defaults to 3):
+            Odd size of the kernels after the first layer.
+        first_kernel_size (`int`, defaults to 7):
+            Odd size of the kernel of the first layer.
+    """
+
+    kernel_size: int = 3
+    first_kernel_size: int = 7
+
+    def validate_kernels(self):
+        for name in ("kernel_size", "first_kernel_size"):
+            size = getattr(self, name)
+            if size < 1 or size % 2 == 0:
+                raise ValueError(f"`{name}` must be odd and positive, so that a kernel has a centre, got {size}.")
+        if self.first_kernel_size < 3:
+            raise ValueError("`first_kernel_size` must be at least 3: a masked 1×1 kernel sees nothing, got 1.")
+
+
+__all__ = ["CausalImageModelingConfig", "MaskedKernelConfig", "as_height_and_width", "is_int"]

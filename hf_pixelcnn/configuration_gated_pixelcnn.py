@@ -1,14 +1,14 @@
 from huggingface_hub.dataclasses import strict
 
-from .configuration_causal_image import CausalImageModelingConfig
+from .configuration_causal_image import MaskedKernelConfig
 
 
 @strict
-class GatedPixelCNNConfig(CausalImageModelingConfig):
+class GatedPixelCNNConfig(MaskedKernelConfig):
     r"""
     Configuration of a Gated PixelCNN: a vertical and a horizontal stack of gated convolutions, without blind spot.
 
-    The fields are those of [`CausalImageModelingConfig`]; `num_hidden_layers` counts gated layers, the first one
+    The fields are those of [`MaskedKernelConfig`]; `num_hidden_layers` counts gated layers, the first one
     included.
 
     Reference: van den Oord et al. 2016, Conditional Image Generation with PixelCNN Decoders, section 2,
@@ -25,10 +25,6 @@ class GatedPixelCNNConfig(CausalImageModelingConfig):
     model_type = "gated_pixelcnn"
 
     num_hidden_layers: int = 11
-
-    @property
-    def rows_seen_above(self) -> int:
-        return self.first_kernel_size // 2 + (self.num_hidden_layers - 1) * (self.kernel_size // 2)
 
 
 __all__ = ["GatedPixelCNNConfig"]

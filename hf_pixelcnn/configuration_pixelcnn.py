@@ -1,14 +1,14 @@
 from huggingface_hub.dataclasses import strict
 
-from .configuration_causal_image import CausalImageModelingConfig
+from .configuration_causal_image import MaskedKernelConfig
 
 
 @strict
-class PixelCNNConfig(CausalImageModelingConfig):
+class PixelCNNConfig(MaskedKernelConfig):
     r"""
     Configuration of a PixelCNN: one stack of masked convolutions in residual bottleneck blocks.
 
-    The fields are those of [`CausalImageModelingConfig`]; `num_hidden_layers` counts residual blocks, whose
+    The fields are those of [`MaskedKernelConfig`]; `num_hidden_layers` counts residual blocks, whose
     bottleneck has `hidden_size // 2` features, so `hidden_size` must be divisible by `2 * num_channel_groups`. The
     defaults describe the binary 28×28 model with 307,073 parameters.
 
@@ -36,7 +36,7 @@ class PixelCNNConfig(CausalImageModelingConfig):
             divisor = "2" if groups == 1 else f"2 * `num_channels` ({2 * groups})"
             raise ValueError(
                 f"`hidden_size` must be divisible by {divisor}, because the bottleneck of hidden_size // 2 features is "
-                f"split into one group a channel, got {self.hidden_size}."
+                f"split into one group per channel, got {self.hidden_size}."
             )
 
 

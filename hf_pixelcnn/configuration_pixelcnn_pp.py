@@ -8,9 +8,9 @@ class PixelCNNPPConfig(CausalImageModelingConfig):
     r"""
     Configuration of a PixelCNN++: two streams of gated residual blocks at three resolutions, and a logistic mixture.
 
-    The fields are those of [`CausalImageModelingConfig`] and those below. `num_hidden_layers` counts residual blocks a
-    stage: n, n, n on the way to low resolution, n, n + 1, n + 1 on the way back. Kernels are those of the paper, so
-    `kernel_size` and `first_kernel_size` are 3. `num_head_layers` defaults to 0. Colours need
+    The fields are those of [`CausalImageModelingConfig`] and those below. `num_hidden_layers` counts residual blocks
+    per stage: n, n, n on the way to low resolution, n, n + 1, n + 1 on the way back. Kernels are those of the paper, 3
+    columns wide. `num_head_layers` defaults to 0. Colours need
     `output_distribution="logistic_mixture"`, which is the default, except for one channel of two levels or of symbols
     (`input_encoding="embedding"`). The defaults describe the paper's model of CIFAR-10 with 53,659,080 parameters.
 
@@ -38,36 +38,19 @@ class PixelCNNPPConfig(CausalImageModelingConfig):
     num_channels: int = 3
     num_levels: int = 256
     hidden_size: int = 160
-    first_kernel_size: int = 3
     head_hidden_size: int = 160
     num_head_layers: int = 0
     dropout: float | int = 0.5
     weight_norm: bool = True
 
     def __post_init__(self, **kwargs):
+        for name in ("kernel_size", "first_kernel_size"):  # which configs of hf_pixelcnn 0.1.0 hold
+            if (size := kwargs.pop(name, 3)) != 3:
+                raise ValueError(f"`{name}` of PixelCNN++ is 3 and cannot be set, got {size}.")
         has_order = self.num_levels > 2 and self.input_encoding == "scaled"
         if self.output_distribution is None and (self.num_channels > 1 or has_order):
             self.output_distribution = "logistic_mixture"
         super().__post_init__(**kwargs)
-
-    @property
-    def rows_seen_above(self):
-        """Two rows a block, at its resolution, two in the first layer, and what the changes of resolution add."""
-        n = self.num_hidden_layers
-        full, half, quarter = 2 * (2 * n + 1), 2 * (2 * n + 1), 2 * (2 * n)
-        # A strided convolution sees one row above, and on the way back every second row gets what began one row above:
-        # at both changes, of full and half rows. Where the way leads from one stream to the other, one row more.
-        return 2 + full + 2 * half + 4 * quarter + 2 * (1 + 2) + 4
-
-    def first_row_seen(self, row):
-        """As for the other families, and a whole row at the lowest resolution begins there."""
-        first = super().first_row_seen(row)
-        return first - first % 4
-
-    def validate_kernels(self):
-        for name in ("kernel_size", "first_kernel_size"):
-            if getattr(self, name) != 3:
-                raise ValueError(f"`{name}` of PixelCNN++ must be 3, got {getattr(self, name)}.")
 
     def validate_channel_groups(self):
         if self.num_channels > 1 and self.output_distribution in ("bernoulli", "categorical"):

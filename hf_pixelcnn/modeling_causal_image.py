@@ -1,10 +1,18 @@
-"""What the models of all families share: pixel encoding, class conditioning, head, initialisation, likelihood."""
+r"""
+What the models of all families share: pixel encoding, class conditioning, head, initialisation, likelihood.
 
+A family subclasses [`CausalImagePreTrainedModel`] once for its configuration, [`CausalImageBackbone`] for its network
+and [`CausalImageModeling`] for the model with a likelihood, and ends in a [`Family`], the record of what the rest of
+the project asks about it.
+"""
+
+import math
 import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +22,13 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .checks_pixelcnn import check_class_ids, check_levels
+from .caching_causal_image import ForwardCache, SamplingCache
+from .checks_causal_image import check_class_ids, check_levels, evaluation_mode
 from .configuration_causal_image import CausalImageModelingConfig
-from .likelihood_pixelcnn import OUTPUT_DISTRIBUTIONS, at_least_float32
-from .masking_pixelcnn import CausalConv2d, MaskedConv2d
+from .generation_causal_image import CausalImageGenerationMixin
+from .generation_config_causal_image import PixelCNNGenerationConfig
+from .likelihood_causal_image import OUTPUT_DISTRIBUTIONS, OutputDistribution, at_least_float32
+from .masking_causal_image import CausalConv2d, MaskedConv2d
 
 
 @dataclass
@@ -40,7 +51,7 @@ class CausalImageModelingOutput(ModelOutput):
 
 
 @dataclass
-class CausalImageModelOutput(ModelOutput):
+class BackboneOutput(ModelOutput):
     r"""
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, hidden_size, height, width)`):
@@ -57,7 +68,7 @@ class PixelEncoding(nn.Module):
     r"""
     Levels `(batch, channels, height, width)` to features `(batch, channels * features, height, width)`.
 
-    `"scaled"`: one feature a channel, `2 * level / (num_levels - 1) - 1`. `"embedding"`: a learned vector of
+    `"scaled"`: one feature per channel, `2 * level / (num_levels - 1) - 1`. `"embedding"`: a learned vector of
     `hidden_size // num_channels` features for every level of every channel. Features of a channel are neighbours.
     """
 
@@ -65,10 +76,10 @@ class PixelEncoding(nn.Module):
         super().__init__()
         self.num_levels, self.num_channels = config.num_levels, config.num_channels
         self.embedding = None
-        self.features = 1
+        self.features_per_channel = 1
         if config.input_encoding == "embedding":
-            self.features = config.hidden_size // config.num_channels
-            self.embedding = nn.Embedding(config.num_channels * config.num_levels, self.features)
+            self.features_per_channel = config.hidden_size // config.num_channels
+            self.embedding = nn.Embedding(config.num_channels * config.num_levels, self.features_per_channel)
 
     def table(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """What each level of each channel becomes: `(num_channels, num_levels, features)`."""
@@ -110,12 +121,12 @@ class ClassPrior(nn.Module):
 
 class PixelHead(nn.Module):
     r"""
-    `num_head_layers` times activation and 1×1, then activation and the 1×1 that puts out the distribution's parameters.
+    `num_head_layers` times activation and 1×1, then activation and the 1×1 that outputs the distribution's parameters.
 
     Args:
         config ([`CausalImageModelingConfig`]): Sizes.
         num_parameters (`int`): Parameters of a pixel.
-        activation (callable): Applied before each layer.
+        activation (callable): Applied before each layer; takes `inplace`, as `F.relu` does.
         options: Of the layers, see [`CausalConv2d`].
     """
 
@@ -123,7 +134,7 @@ class PixelHead(nn.Module):
         self,
         config: CausalImageModelingConfig,
         num_parameters: int,
-        activation: Callable[[torch.Tensor], torch.Tensor] = F.relu,
+        activation: Callable[..., torch.Tensor] = F.relu,
         **options,
     ):
         super().__init__()
@@ -164,8 +175,8 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         Convolutions: N(0, 1 / fan_in), where fan_in counts the inputs that an output really sees behind its mask (LeCun
         et al. 1998, Efficient BackProp, section 4.6), so that activations start with the variance of the image
         whatever the kernel. Biases 0. Embeddings of levels N(0, 1), the scale of a normalised pixel; embeddings of
-        classes N(0, 0.02²), so that all classes start almost alike; a learned prior starts uniform. Describes masks
-        too, because loading asks for that.
+        classes N(0, 0.02²), so that all classes start almost alike; a learned prior starts uniform. All other modules
+        start as transformers starts them. Also refills mask buffers, which `from_pretrained` leaves uninitialised.
 
         With weight normalisation directions are N(0, 0.05²), as in the code of PixelCNN++, and gains give the same
         variance; [`~CausalImagePreTrainedModel.initialize_from_data`] then fits gains and biases to images.
@@ -188,13 +199,15 @@ class CausalImagePreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=0.02 if isinstance(module, ClassEmbedding) else 1.0)
         elif isinstance(module, ClassPrior):
             init.zeros_(module.logits)
+        else:
+            super()._init_weights(module)
 
     @torch.no_grad()
-    def initialize_from_data(self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None):
+    def initialize_from_data(self, pixel_values: torch.Tensor, *, class_ids: torch.Tensor | None = None):
         r"""
-        Data-dependent initialisation of weight-normalised layers: gains and biases such that, layer after layer, every
-        output has mean 0 and the standard deviation that the layer starts with over these images. Other layers stay as
-        they are, so a model without weight normalisation does not change.
+        Data-dependent initialisation of weight-normalised layers: sets gains and biases so that every output of each
+        layer has mean 0 and standard deviation `init_scale` on these images. Other layers stay as they are, so a model
+        without weight normalisation does not change.
 
         Args:
             pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Some training images.
@@ -214,15 +227,12 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         if not layers:
             return
         hooks = [layer.register_forward_hook(normalise) for layer in layers]
-        training_modules = [module for module in self.modules() if module.training]
-        self.eval()  # no dropout
         try:
-            getattr(self, "log_prob", self)(pixel_values, class_ids=class_ids)
+            with evaluation_mode(self):  # no dropout
+                getattr(self, "log_prob", self)(pixel_values, class_ids=class_ids)
         finally:
             for hook in hooks:
                 hook.remove()
-            for module in training_modules:
-                module.training = True
 
     @classmethod
     def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
@@ -276,10 +286,30 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, is_main_process, self.masked_state_dict(state_dict), **kwargs)
 
 
-class CausalImageModelMixin:
-    """The network without its head: what `...Model` of every family does around its own `features`."""
+class CausalImageBackbone(CausalImagePreTrainedModel):
+    r"""
+    The network without its head: what `...Model` of every family does around its own `backbone_features`.
 
-    def features(
+    Attributes:
+        encoding ([`PixelEncoding`]): Of a family's constructor: what its first layers read.
+        rows_seen_above (`int`, or `math.inf`): How many rows above its own a dimension can depend on, at most.
+        row_alignment (`int`): The network run on the lower part of an image is right if that begins at a multiple of so
+            many rows.
+    """
+
+    encoding: PixelEncoding
+    row_alignment = 1
+
+    @property
+    def rows_seen_above(self) -> int | float:
+        return math.inf
+
+    def first_row_seen(self, row: int) -> int:
+        """The row to begin at so that the network run on the lower part of an image is right from `row` on."""
+        first = max(0, row - self.rows_seen_above)
+        return int(first - first % self.row_alignment)
+
+    def backbone_features(
         self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, collect: Callable[[torch.Tensor], None]
     ) -> torch.Tensor:
         """Levels to the features that the head reads; `collect` is called with the features after each layer."""
@@ -288,26 +318,38 @@ class CausalImageModelMixin:
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.LongTensor,
+        pixel_values: torch.Tensor,
         *,
-        class_ids: torch.LongTensor | None = None,
+        class_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-    ) -> CausalImageModelOutput:
+    ) -> BackboneOutput:
         """Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`."""
         check_levels("pixel_values", pixel_values, self.config)
         check_class_ids(class_ids, pixel_values.shape[0], self.config)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states = []
-        x = self.features(pixel_values, class_ids, states.append if keep else lambda state: None)
-        return CausalImageModelOutput(last_hidden_state=x, hidden_states=tuple(states) if keep else None)
+        x = self.backbone_features(pixel_values, class_ids, states.append if keep else lambda state: None)
+        return BackboneOutput(last_hidden_state=x, hidden_states=tuple(states) if keep else None)
 
 
-class ImageLikelihoodMixin:
-    """p(image) out of `self.model` and `self.head`: what the models with a likelihood of every family share."""
+class CausalImageLikelihood(CausalImagePreTrainedModel):
+    r"""
+    p(image) out of a backbone and a head: what the models with a likelihood share.
 
-    def build_head(self, config: CausalImageModelingConfig):
+    Attributes:
+        backbone_class (`type[CausalImageBackbone]`): The network of the family.
+        output_distribution ([`OutputDistribution`]): What the head's outputs mean.
+    """
+
+    backbone_class: type[CausalImageBackbone]
+    output_distribution: OutputDistribution
+
+    def __init__(self, config: CausalImageModelingConfig):
+        super().__init__(config)
+        self.model = self.backbone_class(config)
         self.output_distribution = OUTPUT_DISTRIBUTIONS[config.output_distribution].from_config(config)
         self.head = PixelHead(config, self.output_distribution.num_parameters, **self.head_options())
+        self.post_init()
 
     def distribution_parameters(
         self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, output_hidden_states: bool | None = None
@@ -316,11 +358,9 @@ class ImageLikelihoodMixin:
         features = self.model(
             pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
         )
-        return self.output_distribution.parameters(self.head(features.last_hidden_state)), features.hidden_states
+        return self.output_distribution.from_outputs(self.head(features.last_hidden_state)), features.hidden_states
 
-    def log_prob(
-        self, pixel_values: torch.LongTensor, *, class_ids: torch.LongTensor | None = None
-    ) -> torch.FloatTensor:
+    def log_prob(self, pixel_values: torch.Tensor, *, class_ids: torch.Tensor | None = None) -> torch.FloatTensor:
         r"""
         Exact log-likelihood of every dimension given its past, in nats.
 
@@ -340,16 +380,25 @@ class ImageLikelihoodMixin:
         return self.output_distribution.log_prob(parameters, pixel_values)
 
 
-class CausalImageModelingMixin(ImageLikelihoodMixin):
-    """The likelihood of every dimension: what `...ForCausalImageModeling` of every family does."""
+class CausalImageModeling(CausalImageLikelihood, CausalImageGenerationMixin):
+    r"""
+    The likelihood of every dimension, and `generate`: what `...ForCausalImageModeling` of every family is, given
+    `backbone_class`.
+
+    Attributes:
+        sampling_cache_class (`type[SamplingCache]`): How `sampler="cached"` computes; by default by forward passes.
+    """
+
+    generation_config_class = PixelCNNGenerationConfig
+    sampling_cache_class: type[SamplingCache] = ForwardCache
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.LongTensor,
+        pixel_values: torch.Tensor,
         *,
-        class_ids: torch.LongTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        class_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> CausalImageModelingOutput:
@@ -374,11 +423,9 @@ class CausalImageModelingMixin(ImageLikelihoodMixin):
             ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
             not check the range.
         """
-        parameters, hidden_states = self.distribution_parameters(pixel_values, class_ids, output_hidden_states)
-        loss = None
         if labels is not None:
             check_levels("labels", labels, self.config, ignored=-100)
-            if labels.shape != pixel_values.shape:
+            if isinstance(pixel_values, torch.Tensor) and labels.shape != pixel_values.shape:
                 raise ValueError(
                     f"`labels` must have the shape of `pixel_values`, {tuple(pixel_values.shape)}, "
                     f"got {tuple(labels.shape)}."
@@ -388,6 +435,9 @@ class CausalImageModelingMixin(ImageLikelihoodMixin):
                     "`labels` must be signed integers (int64) for Trainer: in uint8 the ignored label -100 is level "
                     "156, which `num_items_in_batch` then leaves out."
                 )
+        parameters, hidden_states = self.distribution_parameters(pixel_values, class_ids, output_hidden_states)
+        loss = None
+        if labels is not None:
             labels = labels.long()  # in uint8 arithmetic -100 is level 156
             counted = labels != -100
             log_prob = self.output_distribution.log_prob(parameters, torch.where(counted, labels, 0))
@@ -396,11 +446,56 @@ class CausalImageModelingMixin(ImageLikelihoodMixin):
         return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=hidden_states)
 
 
+class Family(NamedTuple):
+    r"""
+    What the rest of the project asks about a family of models: registration, scripts, cards and tests.
+
+    Args:
+        name (`str`): As its paper spells it.
+        paper (`str`): Where it is described.
+        config_class, model_class, causal_class, classifier_class (`type`): `...Config`, `...Model`,
+            `...ForCausalImageModeling` and `...ForImageClassification`.
+        lacks (`dict`): What it does not promise, of [`PROMISES`], and why.
+    """
+
+    name: str
+    paper: str
+    config_class: type[CausalImageModelingConfig]
+    model_class: type[CausalImageBackbone]
+    causal_class: type[CausalImageModeling]
+    classifier_class: type[CausalImageLikelihood]
+    lacks: dict[str, str] = {}
+
+    @property
+    def model_type(self) -> str:
+        """The key of the family, as in `config.json`."""
+        return self.config_class.model_type
+
+    def promises(self, what: str) -> bool:
+        """Whether the family keeps a promise of [`PROMISES`]."""
+        if what not in PROMISES:
+            raise ValueError(f"`what` must be one of {sorted(PROMISES)}, got {what!r}.")
+        return what not in self.lacks
+
+
+PROMISES = {  # what every family promises unless its record says otherwise
+    "colour_without_mixture": "bernoulli and categorical levels of several channels, each predicted from earlier ones",
+    "full_graph": "`torch.compile(fullgraph=True)`, forward and backward",
+    "export_ranges": "`torch.export` with a range of heights and widths; without it by `Dim.AUTO`",
+}
+
+
 __all__ = [
-    "CausalImageModelMixin",
-    "CausalImageModelOutput",
-    "CausalImageModelingMixin",
+    "PROMISES",
+    "BackboneOutput",
+    "CausalImageBackbone",
+    "CausalImageLikelihood",
+    "CausalImageModeling",
     "CausalImageModelingOutput",
     "CausalImagePreTrainedModel",
-    "ImageLikelihoodMixin",
+    "ClassEmbedding",
+    "ClassPrior",
+    "Family",
+    "PixelEncoding",
+    "PixelHead",
 ]

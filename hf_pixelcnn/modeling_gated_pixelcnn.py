@@ -10,17 +10,17 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .caching_gated_pixelcnn import GatedPixelCNNCache
+from .classification_causal_image import ImageClassification
 from .configuration_gated_pixelcnn import GatedPixelCNNConfig
-from .generation_pixelcnn import PixelCNNGenerationConfig, PixelCNNGenerationMixin
-from .masking_pixelcnn import HorizontalConv2d, MaskedConv2d, VerticalConv2d
+from .masking_causal_image import HorizontalConv2d, MaskedConv2d, VerticalConv2d
 from .modeling_causal_image import (
-    CausalImageModelingMixin,
-    CausalImageModelMixin,
+    CausalImageBackbone,
+    CausalImageModeling,
     CausalImagePreTrainedModel,
     ClassEmbedding,
+    Family,
     PixelEncoding,
 )
-from .modeling_image_classification import ImageClassificationMixin
 
 
 def gate(x: torch.Tensor) -> torch.Tensor:
@@ -46,10 +46,12 @@ class GatedPixelCNNLayer(GradientCheckpointingLayer):
         self.is_first = in_channels is not None
         kernel_size, mask_type = (config.first_kernel_size, "A") if self.is_first else (config.kernel_size, "B")
         in_channels = in_channels if self.is_first else size
-        self.vertical_conv = VerticalConv2d(in_channels, 2 * size, kernel_size, mask_type)
-        self.vertical_to_horizontal = MaskedConv2d(2 * size, 2 * size, 1, mask_type="B", bias=False)  # rows above only
-        self.horizontal_conv = HorizontalConv2d(in_channels, 2 * size, kernel_size, mask_type, groups)
-        self.horizontal_out = MaskedConv2d(size, size, 1, mask_type="B", num_groups=groups)
+        self.vertical_conv = VerticalConv2d(in_channels, 2 * size, kernel_size, mask_type=mask_type)
+        self.vertical_to_horizontal = MaskedConv2d(2 * size, 2 * size, 1, bias=False)  # sees rows above only
+        self.horizontal_conv = HorizontalConv2d(
+            in_channels, 2 * size, kernel_size, mask_type=mask_type, num_groups=groups, num_parts=2
+        )
+        self.horizontal_out = MaskedConv2d(size, size, 1, num_groups=groups)
         self.class_embedding = ClassEmbedding(config.num_classes, 2 * size) if config.num_classes else None
         self.dropout = nn.Dropout(config.dropout)
 
@@ -68,17 +70,23 @@ class GatedPixelCNNPreTrainedModel(CausalImagePreTrainedModel):
     _no_split_modules = ["GatedPixelCNNLayer"]
 
 
-class GatedPixelCNNModel(CausalImageModelMixin, GatedPixelCNNPreTrainedModel):
+class GatedPixelCNNModel(CausalImageBackbone, GatedPixelCNNPreTrainedModel):
     """The network up to its last layer, without the head."""
 
     def __init__(self, config: GatedPixelCNNConfig):
         super().__init__(config)
         self.encoding = PixelEncoding(config)
-        self.layers = nn.ModuleList([GatedPixelCNNLayer(config, config.num_channels * self.encoding.features)])
+        self.layers = nn.ModuleList(
+            [GatedPixelCNNLayer(config, config.num_channels * self.encoding.features_per_channel)]
+        )
         self.layers.extend(GatedPixelCNNLayer(config) for _ in range(config.num_hidden_layers - 1))
         self.post_init()
 
-    def features(self, pixel_values, class_ids, collect):
+    @property
+    def rows_seen_above(self):
+        return self.config.first_kernel_size // 2 + (len(self.layers) - 1) * (self.config.kernel_size // 2)
+
+    def backbone_features(self, pixel_values, class_ids, collect):
         v = h = self.encoding(pixel_values, self.layers[0].vertical_conv.weight.dtype)
         for layer in self.layers:
             v, h = layer(v, h, class_ids)
@@ -86,28 +94,30 @@ class GatedPixelCNNModel(CausalImageModelMixin, GatedPixelCNNPreTrainedModel):
         return h
 
 
-class GatedPixelCNNForCausalImageModeling(
-    CausalImageModelingMixin, GatedPixelCNNPreTrainedModel, PixelCNNGenerationMixin
-):
+class GatedPixelCNNForCausalImageModeling(CausalImageModeling, GatedPixelCNNPreTrainedModel):
     """Gated PixelCNN with an output distribution: exact likelihood, and `generate`."""
 
-    generation_config_class = PixelCNNGenerationConfig
+    backbone_class = GatedPixelCNNModel
     sampling_cache_class = GatedPixelCNNCache
 
-    def __init__(self, config: GatedPixelCNNConfig):
-        super().__init__(config)
-        self.model = GatedPixelCNNModel(config)
-        self.build_head(config)
-        self.post_init()
 
-
-class GatedPixelCNNForImageClassification(ImageClassificationMixin, GatedPixelCNNPreTrainedModel):
-    """Gated PixelCNN as a classifier by Bayes' rule; see [`ImageClassificationMixin`]."""
+class GatedPixelCNNForImageClassification(ImageClassification, GatedPixelCNNPreTrainedModel):
+    """Gated PixelCNN as a classifier by Bayes' rule; see [`ImageClassification`]."""
 
     backbone_class = GatedPixelCNNModel
 
 
+FAMILY = Family(
+    name="Gated PixelCNN",
+    paper="https://huggingface.co/papers/1606.05328",
+    config_class=GatedPixelCNNConfig,
+    model_class=GatedPixelCNNModel,
+    causal_class=GatedPixelCNNForCausalImageModeling,
+    classifier_class=GatedPixelCNNForImageClassification,
+)
+
 __all__ = [
+    "GatedPixelCNNConfig",
     "GatedPixelCNNForCausalImageModeling",
     "GatedPixelCNNForImageClassification",
     "GatedPixelCNNModel",

@@ -11,17 +11,17 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .caching_pixelcnn import PixelCNNCache
+from .classification_causal_image import ImageClassification
 from .configuration_pixelcnn import PixelCNNConfig
-from .generation_pixelcnn import PixelCNNGenerationConfig, PixelCNNGenerationMixin
-from .masking_pixelcnn import MaskedConv2d
+from .masking_causal_image import MaskedConv2d
 from .modeling_causal_image import (
-    CausalImageModelingMixin,
-    CausalImageModelMixin,
+    CausalImageBackbone,
+    CausalImageModeling,
     CausalImagePreTrainedModel,
     ClassEmbedding,
+    Family,
     PixelEncoding,
 )
-from .modeling_image_classification import ImageClassificationMixin
 
 
 class PixelCNNBlock(GradientCheckpointingLayer):
@@ -30,9 +30,9 @@ class PixelCNNBlock(GradientCheckpointingLayer):
     def __init__(self, config: PixelCNNConfig):
         super().__init__()
         size, inner, groups = config.hidden_size, config.hidden_size // 2, config.num_channel_groups
-        self.conv_in = MaskedConv2d(size, inner, 1, mask_type="B", num_groups=groups)
-        self.conv = MaskedConv2d(inner, inner, config.kernel_size, mask_type="B", num_groups=groups)
-        self.conv_out = MaskedConv2d(inner, size, 1, mask_type="B", num_groups=groups)
+        self.conv_in = MaskedConv2d(size, inner, 1, num_groups=groups)
+        self.conv = MaskedConv2d(inner, inner, config.kernel_size, num_groups=groups)
+        self.conv_out = MaskedConv2d(inner, size, 1, num_groups=groups)
         self.class_embedding = ClassEmbedding(config.num_classes, inner) if config.num_classes else None
         self.dropout = nn.Dropout(config.dropout)
 
@@ -48,14 +48,14 @@ class PixelCNNPreTrainedModel(CausalImagePreTrainedModel):
     _no_split_modules = ["PixelCNNBlock"]
 
 
-class PixelCNNModel(CausalImageModelMixin, PixelCNNPreTrainedModel):
+class PixelCNNModel(CausalImageBackbone, PixelCNNPreTrainedModel):
     """The network up to its last block, without the head."""
 
     def __init__(self, config: PixelCNNConfig):
         super().__init__(config)
         self.encoding = PixelEncoding(config)
         self.conv_in = MaskedConv2d(
-            config.num_channels * self.encoding.features,
+            config.num_channels * self.encoding.features_per_channel,
             config.hidden_size,
             config.first_kernel_size,
             mask_type="A",
@@ -64,7 +64,11 @@ class PixelCNNModel(CausalImageModelMixin, PixelCNNPreTrainedModel):
         self.layers = nn.ModuleList(PixelCNNBlock(config) for _ in range(config.num_hidden_layers))
         self.post_init()
 
-    def features(self, pixel_values, class_ids, collect):
+    @property
+    def rows_seen_above(self):
+        return self.config.first_kernel_size // 2 + len(self.layers) * (self.config.kernel_size // 2)
+
+    def backbone_features(self, pixel_values, class_ids, collect):
         x = self.conv_in(self.encoding(pixel_values, self.conv_in.weight.dtype))
         for layer in self.layers:
             x = layer(x, class_ids)
@@ -72,26 +76,30 @@ class PixelCNNModel(CausalImageModelMixin, PixelCNNPreTrainedModel):
         return x
 
 
-class PixelCNNForCausalImageModeling(CausalImageModelingMixin, PixelCNNPreTrainedModel, PixelCNNGenerationMixin):
+class PixelCNNForCausalImageModeling(CausalImageModeling, PixelCNNPreTrainedModel):
     """PixelCNN with an output distribution: exact likelihood, and `generate`."""
 
-    generation_config_class = PixelCNNGenerationConfig
+    backbone_class = PixelCNNModel
     sampling_cache_class = PixelCNNCache
 
-    def __init__(self, config: PixelCNNConfig):
-        super().__init__(config)
-        self.model = PixelCNNModel(config)
-        self.build_head(config)
-        self.post_init()
 
-
-class PixelCNNForImageClassification(ImageClassificationMixin, PixelCNNPreTrainedModel):
-    """PixelCNN as a classifier by Bayes' rule; see [`ImageClassificationMixin`]."""
+class PixelCNNForImageClassification(ImageClassification, PixelCNNPreTrainedModel):
+    """PixelCNN as a classifier by Bayes' rule; see [`ImageClassification`]."""
 
     backbone_class = PixelCNNModel
 
 
+FAMILY = Family(
+    name="PixelCNN",
+    paper="https://huggingface.co/papers/1601.06759",
+    config_class=PixelCNNConfig,
+    model_class=PixelCNNModel,
+    causal_class=PixelCNNForCausalImageModeling,
+    classifier_class=PixelCNNForImageClassification,
+)
+
 __all__ = [
+    "PixelCNNConfig",
     "PixelCNNForCausalImageModeling",
     "PixelCNNForImageClassification",
     "PixelCNNModel",

@@ -14,17 +14,19 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .caching_pixelcnn_pp import PixelCNNPPCache
+from .classification_causal_image import ImageClassification
 from .configuration_pixelcnn_pp import PixelCNNPPConfig
-from .generation_pixelcnn import PixelCNNGenerationConfig, PixelCNNGenerationMixin
-from .masking_pixelcnn import CausalConv2d, CornerConv2d, MaskedConv2d, UpsamplingConv2d, VerticalConv2d
+from .masking_causal_image import CausalConv2d, CornerConv2d, MaskedConv2d, UpsamplingConv2d, VerticalConv2d
 from .modeling_causal_image import (
-    CausalImageModelingMixin,
-    CausalImageModelMixin,
+    CausalImageBackbone,
+    CausalImageModeling,
     CausalImagePreTrainedModel,
     ClassEmbedding,
+    Family,
     PixelEncoding,
 )
-from .modeling_image_classification import ImageClassificationMixin
+
+KERNEL_SIZE = 3
 
 
 def concat_elu(x: torch.Tensor) -> torch.Tensor:
@@ -54,11 +56,10 @@ class PixelCNNPPBlock(nn.Module):
     def __init__(self, config: PixelCNNPPConfig, conv: type[CausalConv2d], other_size: int):
         super().__init__()
         size, options = config.hidden_size, {"weight_norm": config.weight_norm}
-        conv_options = {"mask_type": "B", **options} if conv is VerticalConv2d else options
-        self.conv_in = conv(2 * size, size, config.kernel_size, **conv_options)
-        self.conv_other = MaskedConv2d(2 * other_size, size, 1, mask_type="B", **options) if other_size else None
+        self.conv_in = conv(2 * size, size, KERNEL_SIZE, **options)
+        self.conv_other = MaskedConv2d(2 * other_size, size, 1, **options) if other_size else None
         self.dropout = nn.Dropout(config.dropout)
-        self.conv_out = conv(2 * size, 2 * size, config.kernel_size, **conv_options, init_scale=0.1)
+        self.conv_out = conv(2 * size, 2 * size, KERNEL_SIZE, **options, init_scale=0.1)
         self.class_embedding = ClassEmbedding(config.num_classes, 2 * size) if config.num_classes else None
 
     def forward(
@@ -114,7 +115,7 @@ class PixelCNNPPPreTrainedModel(CausalImagePreTrainedModel):
         self.config.weight_norm = False
 
 
-class PixelCNNPPModel(CausalImageModelMixin, PixelCNNPPPreTrainedModel):
+class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):
     """
     The network without its head. Hidden states are those of the combined stream after each of the six stages, three at
     full, half and a quarter of the resolution and three on the way back.
@@ -122,11 +123,13 @@ class PixelCNNPPModel(CausalImageModelMixin, PixelCNNPPPreTrainedModel):
     Images whose sides are not divisible by 4 are continued to the right and below by pixels that count as outside.
     """
 
+    row_alignment = 4  # a whole row at the lowest resolution
+
     def __init__(self, config: PixelCNNPPConfig):
         super().__init__(config)
         size, depth, options = config.hidden_size, config.num_hidden_layers, {"weight_norm": config.weight_norm}
         self.encoding = PixelEncoding(config)
-        in_channels = config.num_channels * self.encoding.features + 1  # one is 1 inside the image
+        in_channels = config.num_channels * self.encoding.features_per_channel + 1  # one is 1 inside the image
         self.vertical_in = CausalConv2d(in_channels, size, (2, 3), (1, 1, 1, 0), **options)
         self.combined_in_above = CausalConv2d(in_channels, size, (1, 3), (1, 1, 0, 0), **options)
         self.combined_in_left = CausalConv2d(in_channels, size, (2, 1), (0, 0, 1, 0), **options)
@@ -138,16 +141,25 @@ class PixelCNNPPModel(CausalImageModelMixin, PixelCNNPPPreTrainedModel):
             for n in (depth, depth + 1, depth + 1)
         )
         self.vertical_downsampling = nn.ModuleList(
-            VerticalConv2d(size, size, config.kernel_size, mask_type="B", stride=2, **options) for _ in range(2)
+            VerticalConv2d(size, size, KERNEL_SIZE, stride=2, **options) for _ in range(2)
         )
         self.combined_downsampling = nn.ModuleList(
-            CornerConv2d(size, size, config.kernel_size, stride=2, **options) for _ in range(2)
+            CornerConv2d(size, size, KERNEL_SIZE, stride=2, **options) for _ in range(2)
         )
         self.vertical_upsampling = nn.ModuleList(UpsamplingConv2d(size, size, 3, **options) for _ in range(2))
         self.combined_upsampling = nn.ModuleList(UpsamplingConv2d(size, size, 2, **options) for _ in range(2))
         self.post_init()
 
-    def features(self, pixel_values, class_ids, collect):
+    @property
+    def rows_seen_above(self):
+        """Two rows per block, at its resolution, two in the first layer, and what the changes of resolution add."""
+        n = self.config.num_hidden_layers
+        full, half, quarter = 2 * (2 * n + 1), 2 * (2 * n + 1), 2 * (2 * n)
+        # A strided convolution sees one row above, and on the way back every second row gets what began one row above:
+        # at both changes, of full and half rows. Where the way leads from one stream to the other, one row more.
+        return 2 + full + 2 * half + 4 * quarter + 2 * (1 + 2) + 4
+
+    def backbone_features(self, pixel_values, class_ids, collect):
         height, width = pixel_values.shape[2:]
         x = self.encoding(pixel_values, self.vertical_in.weight.dtype)
         x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)
@@ -176,26 +188,34 @@ class PixelCNNPPModel(CausalImageModelMixin, PixelCNNPPPreTrainedModel):
         return ul
 
 
-class PixelCNNPPForCausalImageModeling(CausalImageModelingMixin, PixelCNNPPPreTrainedModel, PixelCNNGenerationMixin):
+class PixelCNNPPForCausalImageModeling(CausalImageModeling, PixelCNNPPPreTrainedModel):
     """PixelCNN++ with an output distribution: exact likelihood, and `generate`."""
 
-    generation_config_class = PixelCNNGenerationConfig
+    backbone_class = PixelCNNPPModel
     sampling_cache_class = PixelCNNPPCache
 
-    def __init__(self, config: PixelCNNPPConfig):
-        super().__init__(config)
-        self.model = PixelCNNPPModel(config)
-        self.build_head(config)
-        self.post_init()
 
-
-class PixelCNNPPForImageClassification(ImageClassificationMixin, PixelCNNPPPreTrainedModel):
-    """PixelCNN++ as a classifier by Bayes' rule; see [`ImageClassificationMixin`]."""
+class PixelCNNPPForImageClassification(ImageClassification, PixelCNNPPPreTrainedModel):
+    """PixelCNN++ as a classifier by Bayes' rule; see [`ImageClassification`]."""
 
     backbone_class = PixelCNNPPModel
 
 
+FAMILY = Family(
+    name="PixelCNN++",
+    paper="https://huggingface.co/papers/1701.05517",
+    config_class=PixelCNNPPConfig,
+    model_class=PixelCNNPPModel,
+    causal_class=PixelCNNPPForCausalImageModeling,
+    classifier_class=PixelCNNPPForImageClassification,
+    lacks={
+        "colour_without_mixture": "the network sees earlier pixels only",
+        "export_ranges": "from a width of 4n to one of 4n + 1 the padding jumps, so a range has gaps",
+    },
+)
+
 __all__ = [
+    "PixelCNNPPConfig",
     "PixelCNNPPForCausalImageModeling",
     "PixelCNNPPForImageClassification",
     "PixelCNNPPModel",

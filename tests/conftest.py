@@ -63,7 +63,8 @@ def small_config(family, **config):
     }
     if family == "pixelcnn_pp":
         defaults["num_hidden_layers"] = 1
-        config = {**config, "kernel_size": 3, "first_kernel_size": 3}
+        config = {key: value for key, value in config.items() if key not in ("kernel_size", "first_kernel_size")}
+        del defaults["first_kernel_size"]
     return FAMILIES[family][0](**{**defaults, **config})
 
 

@@ -245,7 +245,7 @@ def test_a_model_without_classes_is_no_classifier(family, tmp_path):
     [
         (torch.tensor([0, 3]), ValueError, r"`labels` must be 0 ... 2, got values from 0 to 3"),
         (torch.tensor([-1, 0]), ValueError, r"got values from -1 to 0"),
-        (torch.tensor([0]), ValueError, r"`labels` must have shape \(2,\), one an image, got \(1,\)"),
+        (torch.tensor([0]), ValueError, r"`labels` must have shape \(2,\), one per image, got \(1,\)"),
         (torch.tensor([0.0, 1.0]), TypeError, "`labels` must be a LongTensor, got torch.float32"),
         (torch.zeros(2, 1, 5, 6).long(), ValueError, r"`labels` must have shape \(2,\)"),
     ],

@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import build_model, random_inputs
 
+import hf_pixelcnn.compressed_stream as container
 import hf_pixelcnn.compression as codec
 from hf_pixelcnn import CompressedStreamError, compress, decompress
-from hf_pixelcnn.compression import read_stream
+from hf_pixelcnn.compressed_stream import CompressedStream, read_stream, write_stream
 
 
 @pytest.fixture
@@ -36,15 +37,15 @@ def forge(data, payload=None, **changes):
     """The stream with other parts and a right checksum: what only malice does."""
     stream = read_stream(data)
     header = dataclasses.replace(stream.header, **changes)
-    return codec.write_stream(codec.CompressedStream(header, stream.comment, payload or stream.payload))
+    return write_stream(CompressedStream(header, stream.comment, payload or stream.payload))
 
 
 def forge_header(data, header):
     """The stream with any bytes as header and a right checksum."""
     stream = read_stream(data)
-    facts = (codec.MAGIC, codec.FORMAT_VERSION, len(header), 0, len(stream.payload))
-    digest = codec.checksum(codec.PREFIX.pack(*facts, b""), header, stream.payload).digest()
-    return codec.PREFIX.pack(*facts, digest) + header + stream.payload
+    facts = (container.MAGIC, container.FORMAT_VERSION, len(header), 0, len(stream.payload))
+    digest = container.checksum(container.PREFIX.pack(*facts, b""), header, stream.payload).digest()
+    return container.PREFIX.pack(*facts, digest) + header + stream.payload
 
 
 # What comes back
@@ -66,11 +67,7 @@ def test_what_comes_back_is_what_was_given_at_the_size_the_likelihood_says(famil
 def test_every_dtype_and_image_size_comes_back(family, dtype):
     model = build_model(family, num_channels=3, num_levels=4).to(dtype)
     inputs = random_inputs(model, batch=3, height=4, width=9)
-    assert torch.equal(decompress(model, compress(model, **renamed(inputs))), inputs["pixel_values"])
-
-
-def renamed(inputs):
-    return {"levels" if name == "pixel_values" else name: value for name, value in inputs.items()}
+    assert torch.equal(decompress(model, compress(model, **inputs)), inputs["pixel_values"])
 
 
 def test_images_are_coded_in_batches_of_one_shape(monkeypatch):
@@ -81,9 +78,11 @@ def test_images_are_coded_in_batches_of_one_shape(monkeypatch):
     model = build_model("gated_pixelcnn", num_levels=5, num_classes=3)
     inputs = random_inputs(model, batch=11)
     shapes = []
-    sample = model._sample_cached
-    monkeypatch.setattr(model, "_sample_cached", lambda c, ids, **kw: shapes.append(len(ids)) or sample(c, ids, **kw))
-    assert torch.equal(decompress(model, compress(model, **renamed(inputs))), inputs["pixel_values"])
+    sample = codec.sample_cached
+    monkeypatch.setattr(
+        codec, "sample_cached", lambda m, c, ids, **kw: shapes.append(len(ids)) or sample(m, c, ids, **kw)
+    )
+    assert torch.equal(decompress(model, compress(model, **inputs)), inputs["pixel_values"])
     assert shapes == [4] * 6
 
 
@@ -171,7 +170,7 @@ def test_the_codec_runs_the_samplers_own_steps(family, variant, monkeypatch):
         return logits
 
     monkeypatch.setattr(codec.CodedCanvas, "level_logits", record)
-    data = compress(model, **renamed(inputs))
+    data = compress(model, **inputs)
     encoded, seen[:] = list(seen), []
     decompress(model, data)
     scores = model.generate(
@@ -190,9 +189,9 @@ def test_the_codec_runs_the_samplers_own_steps(family, variant, monkeypatch):
 def test_the_number_of_threads_is_restored_and_set_back(model, levels, threads, monkeypatch):
     before = torch.get_num_threads()
     seen = []
-    sample = type(model)._sample_cached
+    sample = codec.sample_cached
     monkeypatch.setattr(
-        type(model), "_sample_cached", lambda *args, **kw: seen.append(torch.get_num_threads()) or sample(*args, **kw)
+        codec, "sample_cached", lambda *args, **kw: seen.append(torch.get_num_threads()) or sample(*args, **kw)
     )
     try:
         torch.set_num_threads(threads)
@@ -258,7 +257,7 @@ def test_what_is_no_stream_is_refused_by_name(model, levels):
     newer = data[:4] + b"\x02" + data[5:]
     for wrong, text in [
         (b"", "is empty"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), "no compressed stream"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "Not a compressed stream"),
         (data[:3], "is cut"),
         (data[:20], "is cut"),
         (data[:-1], "is cut"),
@@ -268,7 +267,7 @@ def test_what_is_no_stream_is_refused_by_name(model, levels):
         (forge_header(data, b"{"), "not valid JSON"),
         (forge_header(data, b"[" * 4000), "not valid JSON|fields"),
         (forge_header(data, b"{}"), "fields of this format"),
-        (forge_header(data, b" " * 5000 + b"{}"), "cannot be"),
+        (forge_header(data, b" " * 5000 + b"{}"), "Invalid header"),
     ]:
         with pytest.raises(CompressedStreamError, match=text):
             decompress(model, wrong)

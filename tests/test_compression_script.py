@@ -13,7 +13,7 @@ from PIL import Image
 
 import hf_pixelcnn
 from hf_pixelcnn import PixelCNNImageProcessor
-from hf_pixelcnn.compression import read_stream
+from hf_pixelcnn.compressed_stream import read_stream
 
 DIGITS = str(Path(__file__).parent / "data" / "mnist_digits")
 

@@ -6,7 +6,7 @@ from benchmark import noise_rule_violations
 from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
 
 from hf_pixelcnn import CompressedStreamError, compress, decompress
-from hf_pixelcnn.generation_pixelcnn import draw_noise
+from hf_pixelcnn.canvas_causal_image import draw_noise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

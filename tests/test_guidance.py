@@ -5,8 +5,7 @@ import torch
 from conftest import SAMPLERS, build_model, classy_model, random_inputs, seeded
 from transformers import LogitsProcessor
 
-from hf_pixelcnn.generation_pixelcnn import GuidedDistribution
-from hf_pixelcnn.likelihood_pixelcnn import OutputDistribution
+from hf_pixelcnn.likelihood_causal_image import GuidedConditional, OutputDistribution
 
 CONFIGS = {
     "grey_categorical": {"num_levels": 5, "num_classes": 3, "output_distribution": "categorical"},
@@ -45,7 +44,7 @@ def test_earlier_channels_of_a_pixel_reach_both_halves():
     parameters = torch.randn(4, 3, 5, generator=seeded())  # two images with, then the same two without a class
     previous = torch.tensor([[0, 2], [3, 1]])
     with_class, without = (Mixture(3, 5).level_logits(half, 2, previous) for half in parameters.chunk(2))
-    guided = GuidedDistribution(Mixture(3, 5), 2.0).level_logits(parameters, 2, previous)
+    guided = GuidedConditional(Mixture(3, 5), 2.0).level_logits(parameters, 2, previous)
     torch.testing.assert_close(guided, (2 * with_class - without).log_softmax(-1))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from local_hub import LocalHub
 
-CODE = {"configuration_gated_pixelcnn.py", "modeling_gated_pixelcnn.py", "masking_pixelcnn.py"}
+CODE = {"configuration_gated_pixelcnn.py", "modeling_gated_pixelcnn.py", "masking_causal_image.py"}
 SETTINGS = {"config.json", "generation_config.json", "preprocessor_config.json"}
 
 
@@ -69,7 +69,7 @@ def test_a_pushed_model_carries_its_code_and_its_processor(hub, pushed):
 
 def test_a_pushed_pipeline_carries_its_code_and_shards(hub, pushed):
     files = hub.files("tester/pipe")
-    assert CODE | {"pipeline_pixelcnn.py", "model.safetensors.index.json"} <= set(files)
+    assert CODE | {"pipeline_causal_image.py", "model.safetensors.index.json"} <= set(files)
     assert len([name for name in files if name.endswith(".safetensors")]) > 2
 
 
@@ -126,7 +126,7 @@ def test_publishing_again_uploads_what_changed_and_removes_what_vanished(hub, pu
     assert ".gitattributes" in sharded.files
     for name in ("samples.png", "config.json", "README.md"):
         assert sharded.files[name] is first.files[name]  # not sent again
-    assert {"modeling_pixelcnn.py", "pipeline_pixelcnn.py", "results.json"} <= set(sharded.files)
+    assert {"modeling_pixelcnn.py", "pipeline_causal_image.py", "results.json"} <= set(sharded.files)
 
 
 def test_a_revision_leaves_the_main_branch_alone(hub, published, loaded):

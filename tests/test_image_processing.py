@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from hf_pixelcnn.image_processing_pixelcnn import PixelCNNImageProcessor, dequantize, quantize
+from hf_pixelcnn.image_processing_causal_image import PixelCNNImageProcessor, dequantize, quantize
 
 DIGITS = Path(__file__).parent / "data" / "mnist_digits"
 ALL_LEVELS = range(2, 257)

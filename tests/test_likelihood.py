@@ -5,7 +5,7 @@ import torch
 from conftest import build_model, random_inputs
 
 from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
-from hf_pixelcnn.likelihood_pixelcnn import choose_levels
+from hf_pixelcnn.likelihood_causal_image import levels_from_noise
 
 DISTRIBUTIONS = [
     BernoulliOutput(3, 2),
@@ -21,7 +21,7 @@ DISTRIBUTIONS = [
 def parameters_of(distribution, batch=2, height=3, width=4, scale=3.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(batch, distribution.num_parameters, height, width, generator=generator, dtype=dtype) * scale
-    return distribution.parameters(outputs)
+    return distribution.from_outputs(outputs)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=lambda d: f"{type(d).__name__}-{d.num_levels}")
@@ -60,7 +60,7 @@ def test_levels_of_a_logistic_mixture_are_found_without_their_probabilities(num_
     for channel in range(3):
         logits = distribution.level_logits(pixels, channel, previous[..., :channel])
         levels = distribution.icdf(pixels, channel, noise, previous[..., :channel])
-        assert torch.equal(levels, choose_levels(logits, noise))
+        assert torch.equal(levels, levels_from_noise(logits, noise))
         lowest, highest = (
             distribution.icdf(pixels, channel, torch.full_like(noise, x), previous[..., :channel])
             for x in (0.0, 1 - 2**-53)
@@ -92,7 +92,9 @@ def test_earlier_levels_that_no_component_can_give_leave_no_level():
     noise, previous = torch.full((1,), 0.5, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.long)
     for channel in (1, 2):
         logits = distribution.level_logits(pixels, channel, previous[:, :channel])
-        assert choose_levels(logits, noise) == distribution.icdf(pixels, channel, noise, previous[:, :channel]) == -1
+        assert (
+            levels_from_noise(logits, noise) == distribution.icdf(pixels, channel, noise, previous[:, :channel]) == -1
+        )
 
 
 def test_rounding_never_draws_a_level_without_a_mass():

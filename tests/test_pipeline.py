@@ -51,7 +51,7 @@ def test_given_images_are_completed(pipe):
     upper = np.zeros((5, 6), dtype=bool)
     upper[:3] = True
     for mask in (upper, upper.tolist(), torch.tensor(upper), Image.fromarray(upper)):
-        completed = pipe(images=given, mask=mask, class_ids=0, generator=seeded(1)).images
+        completed = pipe(images=given, known_mask=mask, class_ids=0, generator=seeded(1)).images
         for image, original in zip(completed, given, strict=True):
             assert np.array_equal(np.asarray(image)[:3], np.asarray(original)[:3])
 
@@ -59,7 +59,7 @@ def test_given_images_are_completed(pipe):
 def test_completions_that_heed_what_comes_later_say_how_many_were_good(pipe):
     given = pipe(class_ids=0, num_images=2, generator=seeded()).images
     left = np.arange(6) < np.full((5, 1), 3)
-    output = pipe(images=given, mask=left, class_ids=0, num_resamples=5, generator=seeded(1))
+    output = pipe(images=given, known_mask=left, class_ids=0, num_resamples=5, generator=seeded(1))
     for image, original in zip(output.images, given, strict=True):
         assert np.array_equal(np.asarray(image)[left], np.asarray(original)[left])
     assert output.effective_sample_size.shape == (2,)
@@ -88,7 +88,7 @@ def test_a_saved_pipeline_loads_again(pipe, tmp_path):
     again = pipeline("unconditional-image-generation", model=str(tmp_path / "saved"))
     images = [p(class_ids=2, generator=seeded(), output_type="pt").images for p in (pipe, again)]
     assert torch.equal(*images)
-    assert (tmp_path / "saved" / "pipeline_pixelcnn.py").exists()
+    assert (tmp_path / "saved" / "pipeline_causal_image.py").exists()
 
 
 def test_a_model_without_an_image_processor_gets_one_from_its_config_with_a_notice(folder, pipe, caplog):

@@ -8,7 +8,7 @@ from conftest import build_model, random_inputs, seeded
 from test_causality import encoded_inputs, past, pixels_seen_by_pixelcnn_pp
 
 from hf_pixelcnn import PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
-from hf_pixelcnn.masking_pixelcnn import CausalConv2d
+from hf_pixelcnn.masking_causal_image import CausalConv2d
 
 
 def test_the_default_model_has_the_parameters_of_the_authors():
@@ -52,7 +52,7 @@ def test_the_receptive_field_of_a_tall_image_ends_where_it_should(depth):
         seen = pixels_seen_by_pixelcnn_pp(depth, height, width, row, column)
         assert set(map(tuple, grad[0, 0].nonzero().tolist())) == seen
         assert min(r for r, _ in seen) > 0
-        assert row - min(r for r, _ in seen) <= model.config.rows_seen_above
+        assert row - min(r for r, _ in seen) <= model.model.rows_seen_above
 
 
 def test_the_first_row_sees_nothing_from_above_and_the_first_pixel_nothing_at_all():
@@ -202,8 +202,8 @@ def test_all_samplers_agree_at_sizes_that_4_divides_and_at_others(size):
 
 def test_a_fixed_point_starts_anew_at_whole_rows_of_the_lowest_resolution():
     model = build_model("pixelcnn_pp", image_size=[90, 4]).double()
-    assert 0 < model.config.first_row_seen(89) < 89
-    assert model.config.first_row_seen(89) % 4 == 0
+    assert 0 < model.model.first_row_seen(89) < 89
+    assert model.model.first_row_seen(89) % 4 == 0
     cached, fixed_point = (model.generate(generator=seeded(), sampler=s) for s in ("cached", "fixed_point"))
     assert torch.equal(cached, fixed_point)
 

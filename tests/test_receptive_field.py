@@ -38,7 +38,7 @@ def fields_by_perturbation(model):
 
     before = predicted()
     fields = torch.zeros(*shape, *shape, dtype=torch.bool)
-    features = model.model.encoding.features
+    features = model.model.encoding.features_per_channel
     for c, i, j in torch.cartesian_prod(*map(torch.arange, shape)).tolist():
         image[:, c * features : (c + 1) * features, i, j] += 0.5
         levels[0, c, i, j] = config.num_levels - 1
@@ -119,7 +119,7 @@ def test_a_model_without_weights_has_a_field(family):
 
 @pytest.mark.parametrize(("row", "column", "channel"), [(5, 0, 0), (0, 6, 0), (0, 0, 1), (-1, 0, 0), (1.0, 0, 0)])
 def test_a_dimension_that_does_not_exist_is_refused(family, row, column, channel):
-    with pytest.raises(ValueError, match=r"`(row|col|channel)` must be 0 \.\.\."):
+    with pytest.raises(ValueError, match=r"`(row|column|channel)` must be 0 \.\.\."):
         receptive_field(build_model(family), row, column, channel)
 
 

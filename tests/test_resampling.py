@@ -153,16 +153,16 @@ def test_impossible_pixels_count_only_after_free_ones_and_are_an_error_and_no_pi
     known[0] = True
     model.generate(torch.ones(1, 1, 5, 6).long(), known, num_resamples=3)
     known[4, 5] = True
-    with pytest.raises(ValueError, match="none of whose completions has a probability above 0"):
+    with pytest.raises(ValueError, match="All completions of an image have probability 0"):
         model.generate(torch.ones(1, 1, 5, 6).long(), known, num_resamples=3)
 
 
 def test_settings_that_cannot_go_together():
     model = build_model("pixelcnn")
     given, known = torch.zeros(1, 1, 5, 6).long(), torch.ones(5, 6, dtype=torch.bool)
-    with pytest.raises(ValueError, match="`num_resamples=2` needs `pixel_values` and `known_mask`"):
+    with pytest.raises(ValueError, match="`num_resamples=2` weighs completions .* needs `pixel_values` and `known_mask`"):
         model.generate(num_resamples=2)
-    with pytest.raises(ValueError, match="`num_resamples=2` needs no `streamer`"):
+    with pytest.raises(ValueError, match="`num_resamples=2` chooses .* cannot go with a `streamer`"):
         model.generate(given, known, num_resamples=2, streamer=print)
     with pytest.raises(ValueError, match="`num_resamples=2` needs `do_sample=True`"):
         model.generate(given, known, num_resamples=2, do_sample=False)

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import LogitsProcessor
 
 from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor, caching_causal_image
-from hf_pixelcnn.generation_pixelcnn import draw_noise
-from hf_pixelcnn.likelihood_pixelcnn import choose_levels
+from hf_pixelcnn.canvas_causal_image import draw_noise
+from hf_pixelcnn.likelihood_causal_image import levels_from_noise
 
 
 def test_all_samplers_draw_the_same_images_in_float64(family, variant):
@@ -147,14 +147,14 @@ def test_a_live_preview_shows_the_picture_growing():
     pictures = []
     preview = LivePreview(processor, num_images=3, image_size=(5, 6), every=2, show=pictures.append)
     levels = model.generate(num_images=3, generator=seeded(), max_batch_size=2, streamer=preview)
-    assert [picture.size for picture in pictures] == [(324, 270)] * 6  # after rows 2, 4 and 5, for both parts
-    first, last = (torch.tensor(np.asarray(pictures[i]))[::27, ::27] for i in (0, -1))  # 27 times enlarged
+    assert [picture.size for picture in pictures] == [(322, 276)] * 6  # after rows 2, 4 and 5, for both parts
+    first, last = (torch.tensor(np.asarray(pictures[i]))[::23, ::23] for i in (0, -1))  # 23 times enlarged
     drawn = processor.post_process(levels, output_type="pt").permute(0, 2, 3, 1)
     assert torch.equal(first[:2, :6], drawn[0, :2])
     assert (first[2:5] == 128).all()
-    assert torch.equal(last[:5, 6:], drawn[1])
-    assert torch.equal(last[5:, :6], drawn[2])
-    assert (last[5:, 6:] == 128).all()  # there is no fourth image
+    assert torch.equal(last[:5, 8:], drawn[1])  # a gap of two pixels
+    assert torch.equal(last[7:, :6], drawn[2])
+    assert (last[7:, 8:] == 128).all()  # there is no fourth image
 
 
 @pytest.mark.parametrize("wrong", [{"num_images": 0}, {"every": 0}, {"num_images": 2.0}])
@@ -242,18 +242,18 @@ def test_with_a_mixture_a_pixel_takes_one_step_and_otherwise_one_a_channel(famil
 def test_the_level_is_the_first_whose_cumulative_probability_exceeds_the_number():
     scores = torch.tensor([[0.0, 0.0, 0.0, 0.0, -torch.inf]]).expand(6, -1)  # steps at 1/4, 1/2, 3/4, 1, exactly
     noise = torch.tensor([0.0, 0.2499, 0.25, 0.4999, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert choose_levels(scores, noise).tolist() == [0, 0, 1, 1, 2, 3]
+    assert levels_from_noise(scores, noise).tolist() == [0, 0, 1, 1, 2, 3]
 
 
 def test_the_last_possible_level_is_taken_where_rounding_leaves_none():
     scores = torch.tensor([[0.1] * 7 + [0.0]], dtype=torch.float64).log()
     total = scores.softmax(-1).cumsum(-1)[0, -1]
-    assert choose_levels(scores, total[None]).tolist() == [6]
+    assert levels_from_noise(scores, total[None]).tolist() == [6]
 
 
 def test_a_level_of_probability_zero_is_never_drawn():
     scores = torch.tensor([[0.0, 1.0, 0.0]]).log()
-    assert choose_levels(scores, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+    assert levels_from_noise(scores, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
 
 
 def test_broken_probabilities_are_an_error_and_no_picture(family):

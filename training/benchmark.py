@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig
-from hf_pixelcnn.generation_pixelcnn import draw_noise
+from hf_pixelcnn.canvas_causal_image import draw_noise
 
 COLOUR = {"num_channels": 3, "num_levels": 256, "hidden_size": 66, "head_hidden_size": 66}
 CASES = {
@@ -163,9 +163,10 @@ def naive_seconds(model, batch: int, device: torch.device) -> float:
     return median_seconds(first_dimensions, device, repeats=3) / (NAIVE_DIMENSIONS + 1) * num_dims(model.config)
 
 
-def cropped_seconds(forward: Callable[[int], object], config, device: torch.device) -> float:
+def cropped_seconds(forward: Callable[[int], object], model, device: torch.device) -> float:
     """Seconds of forwards on the rows that each dimension sees, from `forward(rows)` at five numbers of rows."""
-    most = min(config.rows_seen_above + 1, config.image_size[0])
+    config = model.config
+    most = int(min(model.model.rows_seen_above + 1, config.image_size[0]))
     measured = sorted({1, *(math.ceil(most * part / 4) for part in range(1, 5))})
     seconds = [median_seconds(lambda rows=rows: forward(rows), device, repeats=3) for rows in measured]
     rows_seen = np.minimum(np.arange(config.image_size[0]) + 1, most)
@@ -208,7 +209,7 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
     yield {**row, "sampler": "(forward)", "seconds": eager, "forwards": 1.0, "memory_mib": memory}
     yield {**row, "sampler": "naive*", "seconds": naive, "forwards": naive / eager}
     if not is_slow:
-        cropped = cropped_seconds(lambda rows: forward(rows=rows), config, device)
+        cropped = cropped_seconds(lambda rows: forward(rows=rows), model, device)
         yield {
             **row,
             "sampler": "cropped*",

@@ -34,7 +34,8 @@ from scoring import nats_per_image
 from tqdm.auto import tqdm
 
 from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
-from hf_pixelcnn.compression import batches, read_stream
+from hf_pixelcnn.compressed_stream import read_stream
+from hf_pixelcnn.compression import batches
 
 MAX_NAME_BYTES = 250  # file systems take 255, with the new suffix
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 import hf_pixelcnn
 from hf_pixelcnn import PixelCNNImageProcessor
-from hf_pixelcnn.image_processing_pixelcnn import binarize_stochastically
+from hf_pixelcnn.image_processing_causal_image import binarize_stochastically
 
 LEVELS = "levels"
 SHUFFLE_BUFFER = 10_000  # images of a stream in memory, among which the next one is chosen

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
-from hf_pixelcnn.checks_pixelcnn import check_count
+from hf_pixelcnn.checks_causal_image import check_count
 
 logger = logging.get_logger(__name__)
 

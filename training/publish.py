@@ -227,7 +227,7 @@ def write_card(
         "Without the package, `trust_remote_code=True` runs the source files in this repository:",
         loading_code(place, model, processor is not None, with_package=False),
         f"{kind}, for {height}×{width} images of {channels} and {levels}. {remark}".strip().format(
-            rows=config.rows_seen_above
+            rows=model.model.rows_seen_above
         ),
     ]
     measured = {key: metric for key, metric in METRICS.items() if key in results}

@@ -27,8 +27,9 @@ from pictures import check_picture_path, completion_grid, image_grid, images_of_
 from PIL import Image
 from saved_models import choose_device, load_model
 
+from hf_pixelcnn.canvas_causal_image import draw_noise
+from hf_pixelcnn.checks_causal_image import class_ids_of
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
-from hf_pixelcnn.generation_pixelcnn import draw_noise
 
 
 @dataclass
@@ -132,7 +133,7 @@ def find_class(config, word: str) -> int:
     """The id of a class given by its name or, where no class has that name, by its number."""
     is_number = word not in config.label2id and word.removeprefix("-").isdecimal()
     try:
-        (class_id,) = config.class_ids_of([int(word) if is_number else word])
+        class_id = int(class_ids_of(int(word) if is_number else word, config))
     except ValueError as error:
         raise InputError(str(error)) from error
     return class_id

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import Pipeline
 from transformers.utils import ModelOutput, cached_file, logging
 
-from .image_processing_pixelcnn import PixelCNNImageProcessor
+from .image_processing_causal_image import PixelCNNImageProcessor
 
 logger = logging.get_logger(__name__)
 
@@ -20,7 +20,7 @@ class PixelCNNPipelineOutput(ModelOutput):
     r"""
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` of shape `(n, height, width, channels)` or `torch.Tensor` of shape
-            `(n, channels, height, width)`): The images, 8 bits a channel.
+            `(n, channels, height, width)`): The images, 8 bits per channel.
         effective_sample_size (`torch.DoubleTensor` of shape `(n,)`, *optional*, returned with `num_resamples`): See
             [`PixelCNNGenerateOutput`].
     """
@@ -38,7 +38,7 @@ class PixelCNNImagePipeline(Pipeline):
     >>> pipe(class_ids="7", num_images=16).images[0].save("seven.png")
     ```
 
-    Of a model without a saved image processor it makes one that has the model's channels and levels, and says so.
+    If no image processor is saved with the model, one is built from its config, with a warning.
     """
 
     _load_image_processor = None  # if that fails, see `__init__`
@@ -78,7 +78,7 @@ class PixelCNNImagePipeline(Pipeline):
         *,
         class_ids: Any = None,
         images: Any = None,
-        mask: torch.Tensor | np.ndarray | None = None,
+        known_mask: torch.Tensor | np.ndarray | Image.Image | None = None,
         batch_size: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -91,9 +91,10 @@ class PixelCNNImagePipeline(Pipeline):
                 Images to draw; by default as many as the other arguments say, else `batch_size`, else 1.
             class_ids (`int`, `str` or a list of them, *optional*):
                 Classes by number or by their name in `config.id2label`, for conditional models.
-            images (an image or a list, as the image processor takes them, *optional*), mask (bool, `(height, width)` or
-                broadcastable to `(n, channels, height, width)`, or a `PIL.Image.Image` of mode `"1"`): Images to
-                complete, and where they are kept.
+            images (an image or a list, as the image processor takes them, *optional*): Images to complete.
+            known_mask (bool, `(height, width)` or broadcastable to `(n, channels, height, width)`, or a
+                `PIL.Image.Image` of mode `"1"`, *optional*): Where they are kept: True, or white. The other way round
+                than `mask_image` of diffusers, where white is what is painted anew.
             batch_size (`int`, *optional*): The most images drawn at a time; does not change them.
             generator, generate_kwargs: As for `generate`, e.g. `guidance_scale`, `num_resamples` or `temperature`.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
@@ -110,7 +111,7 @@ class PixelCNNImagePipeline(Pipeline):
             "num_images": num_images,
             "class_ids": class_ids,
             "images": images,
-            "mask": mask,
+            "known_mask": known_mask,
             "generator": generator,
             "max_batch_size": batch_size,
         }
@@ -128,29 +129,21 @@ class PixelCNNImagePipeline(Pipeline):
         return {}, kwargs, {}
 
     def preprocess(self, inputs: dict) -> dict:
-        """Class names to ids, images to levels, masks to tensors."""
+        """Images to levels, masks to tensors."""
         request = {name: value for name, value in inputs.items() if value is not None}
-        if "class_ids" in request:
-            request["class_ids"] = self.class_ids_of(request["class_ids"])
         if "images" in request:
             request["pixel_values"] = self.image_processor(request.pop("images"), return_tensors="pt")["pixel_values"]
-        if "mask" in request:
-            mask = request.pop("mask")
-            request["known_mask"] = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
+        mask = request.get("known_mask")
+        if mask is not None and not isinstance(mask, torch.Tensor):
+            request["known_mask"] = torch.from_numpy(np.array(mask))
         return request
-
-    def class_ids_of(self, classes: Any) -> list[int]:
-        """Ids of classes given by number or name."""
-        if isinstance(classes, torch.Tensor | np.ndarray):
-            classes = classes.tolist()
-        return self.model.config.class_ids_of(classes if isinstance(classes, list | tuple) else [classes])
 
     def _forward(self, inputs: dict, **generate_kwargs) -> dict:
         output = self.model.generate(**{**inputs, **generate_kwargs, "return_dict_in_generate": True})
         return {"levels": output.sequences, "effective_sample_size": output.effective_sample_size}
 
     def postprocess(self, outputs: dict, output_type: str = "pil"):
-        return self.image_processor.post_process(outputs["levels"].cpu(), output_type=output_type)
+        return self.image_processor.post_process(outputs["levels"], output_type=output_type)
 
 
 __all__ = ["PixelCNNImagePipeline", "PixelCNNPipelineOutput"]

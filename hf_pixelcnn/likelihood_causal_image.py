@@ -1,12 +1,13 @@
 r"""
-Output distributions: what the numbers that a network puts out say about the levels of a pixel.
+Output distributions, which give network outputs a meaning for the levels of a pixel; raster order, and the noise rule.
 
-Each class has four things: the number of parameters it needs a pixel, `log_prob` for training and scoring all
+Each class has four things: the number of parameters it needs per pixel, `log_prob` for training and scoring all
 dimensions in parallel, and of one dimension `level_logits`, the probabilities of all its levels, and `icdf`, the level
 that a random number stands for.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,18 @@ def log_one_minus_exp(x: torch.Tensor) -> torch.Tensor:
     return torch.log(-torch.expm1(-x.clamp(min=torch.finfo(x.dtype).tiny)))
 
 
-def choose_levels(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def to_raster(images: torch.Tensor) -> torch.Tensor:
+    """`(batch, channels, height, width)` to `(batch, dims)` in raster order: by rows, then columns, then channels."""
+    return images.permute(0, 2, 3, 1).flatten(1)
+
+
+def from_raster(dims: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """`(batch, dims)` in raster order to images of `shape` `(batch, channels, height, width)`."""
+    _, channels, height, width = shape
+    return dims.view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+
+def levels_from_noise(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     r"""
     The noise rule: the first level whose cumulative probability exceeds the number; if rounding leaves none, the last
     level with a probability above 0; -1 if no level has one.
@@ -60,10 +72,10 @@ class OutputDistribution:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers a pixel that the network has to put out."""
+        """Numbers per pixel that the network has to output."""
         raise NotImplementedError
 
-    def parameters(self, outputs: torch.Tensor) -> torch.Tensor:
+    def from_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
         """Arrange network outputs `(batch, num_parameters, height, width)` as parameters."""
         raise NotImplementedError
 
@@ -104,7 +116,7 @@ class OutputDistribution:
         level_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
         r"""
-        Levels by the noise rule, see [`choose_levels`]: the inverse of the cumulative distribution function.
+        Levels by the noise rule, see [`levels_from_noise`]: the inverse of the cumulative distribution function.
 
         Args:
             parameters, channel, previous_channels: See [`~OutputDistribution.level_logits`].
@@ -116,7 +128,7 @@ class OutputDistribution:
         """
         if level_logits is None:
             level_logits = self.level_logits(parameters, channel, previous_channels)
-        return choose_levels(level_logits, noise)
+        return levels_from_noise(level_logits, noise)
 
 
 class BernoulliOutput(OutputDistribution):
@@ -126,7 +138,7 @@ class BernoulliOutput(OutputDistribution):
     def num_parameters(self):
         return self.num_channels
 
-    def parameters(self, outputs):
+    def from_outputs(self, outputs):
         return outputs
 
     def pixels(self, parameters):
@@ -148,7 +160,7 @@ class CategoricalOutput(OutputDistribution):
     def num_parameters(self):
         return self.num_channels * self.num_levels
 
-    def parameters(self, outputs):
+    def from_outputs(self, outputs):
         return outputs.unflatten(1, (self.num_channels, self.num_levels)).movedim(2, -1)
 
     def pixels(self, parameters):
@@ -213,7 +225,7 @@ class LogisticMixtureOutput(OutputDistribution):
     def num_parameters(self):
         return self.num_components * sum(self.sizes)
 
-    def parameters(self, outputs):
+    def from_outputs(self, outputs):
         return outputs.movedim(1, -1)
 
     def pixels(self, parameters):
@@ -312,6 +324,44 @@ class LogisticMixtureOutput(OutputDistribution):
         return level[..., 0].masked_fill_(weights[..., 0, 0].isnan(), -1)
 
 
+class GuidedConditional:
+    r"""
+    The levels of one dimension under guidance: log-probabilities without a class plus `scale` times what the class adds
+    to them, normalised. The parameters of a batch are those with classes, then those without.
+
+    It stands for an [`OutputDistribution`] where single dimensions are decided.
+
+    Args:
+        distribution ([`OutputDistribution`]): Of the model.
+        scale (`float`): The guidance scale; 1 is the distribution with classes.
+    """
+
+    def __init__(self, distribution: OutputDistribution, scale: float):
+        self.distribution, self.scale = distribution, scale
+
+    def level_logits(
+        self, parameters: torch.Tensor, channel: int, previous_channels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As [`~OutputDistribution.level_logits`], of half the batch."""
+        both = None if previous_channels is None else torch.cat((previous_channels, previous_channels))
+        logits = self.distribution.level_logits(parameters, channel, both)
+        with_class, without = logits.chunk(2)
+        return (without + self.scale * (with_class - without)).log_softmax(-1)
+
+    def icdf(
+        self,
+        parameters: torch.Tensor,
+        channel: int,
+        noise: torch.Tensor,
+        previous_channels: torch.Tensor | None = None,
+        level_logits: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As [`~OutputDistribution.icdf`], of half the batch."""
+        if level_logits is None:
+            level_logits = self.level_logits(parameters, channel, previous_channels)
+        return levels_from_noise(level_logits, noise)
+
+
 OUTPUT_DISTRIBUTIONS = {
     "bernoulli": BernoulliOutput,
     "categorical": CategoricalOutput,
@@ -338,8 +388,11 @@ __all__ = [
     "OUTPUT_DISTRIBUTIONS",
     "BernoulliOutput",
     "CategoricalOutput",
+    "GuidedConditional",
     "LogisticMixtureOutput",
     "OutputDistribution",
     "bits_per_dim",
-    "choose_levels",
+    "from_raster",
+    "levels_from_noise",
+    "to_raster",
 ]

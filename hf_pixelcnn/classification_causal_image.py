@@ -8,12 +8,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
-from .checks_pixelcnn import check_class_labels, check_levels
+from .checks_causal_image import check_class_labels, check_levels
 from .configuration_causal_image import CausalImageModelingConfig
-from .modeling_causal_image import ClassPrior, ImageLikelihoodMixin
+from .modeling_causal_image import CausalImageLikelihood, ClassPrior
 
 
-class ImageClassificationMixin(ImageLikelihoodMixin):
+class ImageClassification(CausalImageLikelihood):
     r"""
     What `...ForImageClassification` of every family is, given `backbone_class`:
 
@@ -23,21 +23,17 @@ class ImageClassificationMixin(ImageLikelihoodMixin):
     of the logits is p(c | x). The weights are those of `...ForCausalImageModeling`, under the same names: a checkpoint
     of either loads as the other.
 
-    It costs one forward pass a class, one class at a time, so memory does not grow with the number of classes; in
+    It costs one forward pass per class, one class at a time, so memory does not grow with the number of classes; in
     training neither, because each pass is computed again for its gradient (so a step costs a third more). Fine-tune
     with `dropout=0`: the passes of different classes would drop different features.
     """
 
-    backbone_class = None
-
     def __init__(self, config: CausalImageModelingConfig):
-        super().__init__(config)
         if config.num_classes < 1:
             raise ValueError(
                 f"{type(self).__name__} needs a class-conditional model, but `num_classes` is {config.num_classes}."
             )
-        self.model = self.backbone_class(config)
-        self.build_head(config)
+        super().__init__(config)
         self.class_prior = ClassPrior(config.num_classes) if config.class_prior == "learned" else None
         self.post_init()
 
@@ -49,7 +45,7 @@ class ImageClassificationMixin(ImageLikelihoodMixin):
             return torch.full((self.config.num_classes,), -math.log(self.config.num_classes), device=self.device)
         return torch.tensor(self.config.class_prior, dtype=torch.float32, device=self.device).log()
 
-    def log_likelihood(self, pixel_values: torch.LongTensor, class_id: int) -> torch.FloatTensor:
+    def log_likelihood(self, pixel_values: torch.Tensor, class_id: int) -> torch.FloatTensor:
         """log p(x | c) in nats of each image for one class, `(batch,)`, at least float32."""
         class_ids = torch.full((len(pixel_values),), class_id, device=pixel_values.device)
         return self.log_prob(pixel_values, class_ids=class_ids).sum(dim=(1, 2, 3))
@@ -57,9 +53,9 @@ class ImageClassificationMixin(ImageLikelihoodMixin):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.LongTensor,
+        pixel_values: torch.Tensor,
         *,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> ImageClassifierOutput:
         r"""
@@ -108,4 +104,4 @@ class ImageClassificationMixin(ImageLikelihoodMixin):
         return ImageClassifierOutput(loss=loss, logits=logits)
 
 
-__all__ = ["ImageClassificationMixin"]
+__all__ = ["ImageClassification"]

@@ -1,13 +1,29 @@
-"""Checks of tensors that a user passes in, made before any work."""
+"""Checks of what a user passes in, made before any work, and the mode that models work in."""
+
+import contextlib
+from collections.abc import Iterator
+from numbers import Integral
 
 import torch
 
-from .configuration_causal_image import CausalImageModelingConfig
+from .configuration_causal_image import CausalImageModelingConfig, is_int
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, set back afterwards, module by module."""
+    training_modules = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training_modules:
+            module.training = True
 
 
 def check_count(name: str, count: int):
     """Raise unless `count` is a positive int."""
-    if isinstance(count, bool) or not isinstance(count, int):
+    if not is_int(count):
         raise TypeError(f"`{name}` must be an int, got {count!r}.")
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1, got {count}.")
@@ -52,6 +68,66 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
         )
 
 
+def class_ids_of(classes: object, config: CausalImageModelingConfig) -> torch.Tensor:
+    r"""
+    Read what a user calls classes.
+
+    Args:
+        classes: An id or a name of `id2label`; a list, tuple or range of them; or an integer tensor or array.
+        config ([`CausalImageModelingConfig`]): Of the model.
+
+    Returns:
+        `torch.LongTensor` of shape `(n,)`, on the device of a tensor that was given; ids are not checked.
+
+    Raises:
+        TypeError: If it is nothing of the kind.
+        ValueError: If the model has no class of that name, or the shape is another one.
+    """
+    if isinstance(classes, str | Integral):
+        classes = [classes]
+    if isinstance(classes, list | tuple | range):
+        names = config.label2id if config.num_classes else {}
+        for one in classes:
+            if isinstance(one, str) and one not in names:
+                raise ValueError(f"There is no class {one!r}; the model has {list(names) or 'no classes'}.")
+            if isinstance(one, bool) or not isinstance(one, str | Integral):
+                raise TypeError(f"`class_ids` must be ids or names of classes, got {one!r}.")
+        classes = torch.tensor([names[one] if isinstance(one, str) else int(one) for one in classes], dtype=torch.long)
+    if not isinstance(classes, torch.Tensor):
+        if not hasattr(classes, "__array__"):
+            kind = type(classes).__name__
+            raise TypeError(f"`class_ids` must be ids or names of classes: one, a list or a tensor, got {kind}.")
+        classes = torch.as_tensor(classes)
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(f"`class_ids` must be integers, got dtype {classes.dtype}.")
+    if classes.ndim > 1:
+        raise ValueError(f"`class_ids` must be one class or a list of them, got shape {tuple(classes.shape)}.")
+    return classes.long().reshape(-1)
+
+
+def class_ids_for(
+    classes: object | None, batch_size: int, config: CausalImageModelingConfig, device: torch.device
+) -> torch.Tensor | None:
+    r"""
+    The `class_ids` that the model needs for a batch of images, or `None`.
+
+    Args:
+        classes: As in [`class_ids_of`]; one class stands for all images.
+        batch_size (`int`): Images.
+        config ([`CausalImageModelingConfig`]): Of the model.
+        device (`torch.device`): Where the ids go.
+
+    Raises:
+        TypeError, ValueError: If that is not what the model needs.
+    """
+    class_ids = None
+    if classes is not None:
+        class_ids = class_ids_of(classes, config).to(device)
+        class_ids = class_ids.expand(batch_size) if len(class_ids) == 1 else class_ids
+    check_class_ids(class_ids, batch_size, config)
+    return class_ids
+
+
 def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: CausalImageModelingConfig):
     """Raise unless `class_ids` are what `config` needs: None, or `(batch,)` ids, -1 for no class."""
     if config.num_classes == 0:
@@ -76,7 +152,7 @@ def _check_ids(name: str, ids: torch.Tensor, batch_size: int, config: CausalImag
         kind = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise TypeError(f"`{name}` must be a LongTensor, got {kind}.")
     if ids.shape != (batch_size,):
-        raise ValueError(f"`{name}` must have shape ({batch_size},), one an image, got {tuple(ids.shape)}.")
+        raise ValueError(f"`{name}` must have shape ({batch_size},), one per image, got {tuple(ids.shape)}.")
     if torch.compiler.is_compiling() or ids.is_meta:
         return
     low, high = torch.stack(ids.aminmax()).tolist()
@@ -85,4 +161,14 @@ def _check_ids(name: str, ids: torch.Tensor, batch_size: int, config: CausalImag
         raise ValueError(f"`{name}` must be 0 ... {config.num_classes - 1}{none}, got values from {low} to {high}.")
 
 
-__all__ = ["check_class_ids", "check_class_labels", "check_count", "check_draws", "check_levels", "computable"]
+__all__ = [
+    "check_class_ids",
+    "check_class_labels",
+    "check_count",
+    "check_draws",
+    "check_levels",
+    "class_ids_for",
+    "class_ids_of",
+    "computable",
+    "evaluation_mode",
+]

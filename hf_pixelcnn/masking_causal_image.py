@@ -5,7 +5,7 @@ The past of a dimension is what comes before it in raster order: rows above, pix
 channels of its own pixel. Rows and columns are handled by the shape of a kernel wherever that is possible; a mask is
 needed for the right half of a square kernel's centre row and, in colour images, for the channels of the centre tap.
 
-For the latter the features of every layer are split into equal groups, one a channel. Group r may use what is known
+For the latter the features of every layer are split into equal groups, one per channel. Group r may use what is known
 when channel r is predicted: at the centre tap, mask type "A" (first layer, whose input is the image itself) lets it see
 groups before r, type "B" (later layers) groups up to and including r.
 
@@ -25,7 +25,7 @@ def feature_groups(num_features: int, num_groups: int, num_parts: int = 1) -> to
     Args:
         num_features (`int`): Number of features, divisible by `num_groups * num_parts`.
         num_groups (`int`): Number of colour channels, or 1 where features are not split.
-        num_parts (`int`): Equal parts that are each split into groups, 2 for the halves that enter a gate.
+        num_parts (`int`): Equal parts that are each split into groups, 2 for the two halves that enter a gate.
 
     Returns:
         `torch.LongTensor` of shape `(num_features,)` with values `0 ... num_groups - 1`.
@@ -152,19 +152,21 @@ class MaskedConv2d(CausalConv2d):
         in_channels: int,
         out_channels: int,
         kernel_size: int,
-        mask_type: str,
+        *,
+        mask_type: str = "B",
         num_groups: int = 1,
+        num_parts: int = 1,
         **options,
     ):
         if not isinstance(kernel_size, int):  # libraries that wrap convolutions may take this for an `nn.Conv2d`
             raise TypeError(f"`kernel_size` of a masked convolution must be an int, got {kernel_size}.")
-        self.mask_type, self.num_groups, self.reach = mask_type, num_groups, kernel_size // 2
+        self.mask_type, self.num_groups, self.num_parts, self.reach = mask_type, num_groups, num_parts, kernel_size // 2
         super().__init__(in_channels, out_channels, kernel_size, (self.reach, self.reach, self.reach, 0), **options)
 
     def build_mask(self):
         if self.kernel_size == (1, 1) and self.num_groups == 1 and self.mask_type == "B":
             return None
-        out_groups = feature_groups(self.out_channels, self.num_groups)
+        out_groups = feature_groups(self.out_channels, self.num_groups, self.num_parts)
         in_groups = feature_groups(self.in_channels, self.num_groups)
         return causal_mask(out_groups, in_groups, (self.reach + 1, 2 * self.reach + 1), self.reach, self.mask_type)
 
@@ -175,7 +177,7 @@ class MaskedConv2d(CausalConv2d):
 class VerticalConv2d(CausalConv2d):
     """The rows above and, after the first layer, the current one, whose features then know only the rows above it."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str, **options):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, mask_type: str = "B", **options):
         reach = kernel_size // 2
         rows = reach if mask_type == "A" else reach + 1
         below = -1 if mask_type == "A" else 0  # without the current row the output moves down by one
@@ -185,17 +187,28 @@ class VerticalConv2d(CausalConv2d):
 class HorizontalConv2d(CausalConv2d):
     """The pixels to the left in the same row, and of the centre pixel what the mask type and the channels allow."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str, num_groups: int = 1):
-        self.mask_type, self.num_groups = mask_type, num_groups
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        mask_type: str = "B",
+        num_groups: int = 1,
+        num_parts: int = 1,
+        **options,
+    ):
+        self.mask_type, self.num_groups, self.num_parts = mask_type, num_groups, num_parts
         reach = kernel_size // 2
         skip_centre = mask_type == "A" and num_groups == 1  # nothing of the pixel may be seen: no tap, no mask
         columns = reach if skip_centre else reach + 1
-        super().__init__(in_channels, out_channels, (1, columns), (reach, -1 if skip_centre else 0, 0, 0))
+        padding_sides = (reach, -1 if skip_centre else 0, 0, 0)
+        super().__init__(in_channels, out_channels, (1, columns), padding_sides, **options)
 
     def build_mask(self):
         if self.num_groups == 1:
             return None
-        out_groups = feature_groups(self.out_channels, self.num_groups, num_parts=2)  # the two halves of a gate
+        out_groups = feature_groups(self.out_channels, self.num_groups, self.num_parts)
         in_groups = feature_groups(self.in_channels, self.num_groups)
         return causal_mask(out_groups, in_groups, self.kernel_size, self.kernel_size[1] - 1, self.mask_type)
 
@@ -212,7 +225,7 @@ class UpsamplingConv2d(CausalConv2d):
     r"""
     A transposed convolution to twice the height and width.
 
-    The pixel of low resolution (i, j) puts out the rows 2i and 2i + 1 and, `kernel_columns` being 2, the columns 2j and
+    The pixel of low resolution (i, j) gives the rows 2i and 2i + 1 and, `kernel_columns` being 2, the columns 2j and
     2j + 1; with 3 columns also 2j − 1, so that every column gets something from its right.
     """
 
@@ -225,7 +238,7 @@ class UpsamplingConv2d(CausalConv2d):
         return self.upsample(x, self.visible_weight(), self.bias)
 
     def upsample(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        wide = self.kernel_size[1] - 2  # 1: a column is cut off on the left, and one put out for it on the right
+        wide = self.kernel_size[1] - 2  # 1: a column is cut off on the left, and one added for it on the right
         padding = (0, wide)
         return F.conv_transpose2d(x, weight.transpose(0, 1), bias, self.stride, padding, output_padding=padding)
 

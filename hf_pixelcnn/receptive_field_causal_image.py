@@ -4,8 +4,9 @@ import copy
 
 import torch
 
-from .checks_pixelcnn import check_draws
-from .configuration_causal_image import as_height_and_width
+from .checks_causal_image import check_draws
+from .configuration_causal_image import as_height_and_width, is_int
+from .masking_causal_image import CausalConv2d
 
 GRADIENT_AT_PIXEL = 1e200  # far above 1, so that even hundreds of layers do not round a gradient down to 0
 
@@ -44,7 +45,7 @@ def read_by_level_logits(distribution, shape: torch.Size, channel: int) -> tuple
     return gradient != 0, channels
 
 
-def receptive_field(model, row: int, col: int, channel: int = 0) -> torch.BoolTensor:
+def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.BoolTensor:
     r"""
     The dimensions that the distribution of one dimension depends on, in an image of `config.image_size`.
 
@@ -63,7 +64,7 @@ def receptive_field(model, row: int, col: int, channel: int = 0) -> torch.BoolTe
 
     Args:
         model: A `...ForCausalImageModeling` of any family. It is left as it is; its weights play no part.
-        row (`int`), col (`int`), channel (`int`, defaults to 0): The dimension that is predicted, counted from 0.
+        row (`int`), column (`int`), channel (`int`, defaults to 0): The dimension that is predicted, counted from 0.
 
     Returns:
         `torch.BoolTensor` of shape `(channels, height, width)`, True inside the field.
@@ -72,33 +73,38 @@ def receptive_field(model, row: int, col: int, channel: int = 0) -> torch.BoolTe
         ValueError, TypeError: If there is no such dimension, or `model` is of another kind.
 
     ```python
-    >>> field = hf_pixelcnn.receptive_field(model, row=20, col=14)
+    >>> field = hf_pixelcnn.receptive_field(model, row=20, column=14)
     >>> field[0, 20].nonzero().flatten()  # columns that are seen in its own row
     ```
     """
     model = getattr(model, "_orig_mod", model)  # what was compiled
     check_draws(model)
     config = copy.deepcopy(model.config)
-    if hasattr(config, "weight_norm"):
-        config.weight_norm = False  # another way to write the same weights
     height, width = as_height_and_width(config.image_size)
-    for name, value, size in [("row", row, height), ("col", col, width), ("channel", channel, config.num_channels)]:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
+    for name, value, size in [
+        ("row", row, height),
+        ("column", column, width),
+        ("channel", channel, config.num_channels),
+    ]:
+        if not (is_int(value) and 0 <= value < size):
             raise ValueError(f"`{name}` must be 0 ... {size - 1}, got {value!r}.")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
         network = type(model)(config).double().eval()
+        for module in network.modules():
+            if isinstance(module, CausalConv2d):
+                module.fold_weight_norm()  # direction and gain are another way to write the same weights
         make_positive(network)
-        features = network.model.encoding.features
+        features = network.model.encoding.features_per_channel
         image = torch.ones(1, config.num_channels * features, height, width, dtype=torch.float64, requires_grad=True)
         network.model.encoding.register_forward_hook(lambda module, args, output: image)
         levels = torch.zeros(1, config.num_channels, height, width, dtype=torch.long)
         class_ids = torch.tensor([-1]) if config.num_classes else None
         parameters = network(levels, class_ids=class_ids, return_dict=True).logits
-        pixel = network.output_distribution.pixels(parameters)[:, row, col]
+        pixel = network.output_distribution.pixels(parameters)[:, row, column]
         read, own_channels = read_by_level_logits(network.output_distribution, pixel.shape, channel)
         (gradient,) = torch.autograd.grad(pixel[read].sum() * GRADIENT_AT_PIXEL, image)
     field = (gradient[0] != 0).unflatten(0, (config.num_channels, features)).any(1)
-    field[:, row, col] |= own_channels
+    field[:, row, column] |= own_channels
     return field
 
 

@@ -1,14 +1,14 @@
 """Pictures that grow while they are drawn."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from PIL import Image
 
-from .checks_pixelcnn import check_count
+from .checks_causal_image import check_count
 from .configuration_causal_image import as_height_and_width
-from .image_processing_pixelcnn import PixelCNNImageProcessor
+from .image_processing_causal_image import PixelCNNImageProcessor
+from .pictures_causal_image import image_grid
 
 
 def show_in_notebook() -> Callable[[Image.Image], None]:
@@ -56,28 +56,25 @@ class LivePreview:
         check_count("every", every)
         self.processor, self.every = processor, every
         self.show = show_in_notebook() if show is None else show
-        self.columns = math.ceil(math.sqrt(min(num_images, 64)))
         self.num_shown = min(num_images, 64)
         height, width = as_height_and_width(image_size)
-        # Grey where nothing has been drawn yet; a grid of (rows, height) by (columns, width) pixels.
-        grid_rows = math.ceil(self.num_shown / self.columns)
-        self.pixels = torch.full((grid_rows, self.columns, processor.num_channels, height, width), 128).byte()
+        # Grey where nothing has been drawn yet.
+        self.pixels = torch.full((self.num_shown, height, width, processor.num_channels), 128, dtype=torch.uint8)
 
     def __call__(self, images: slice, row: int, levels: torch.Tensor):
-        shown = range(images.start, min(images.stop, self.num_shown))
+        shown = slice(images.start, min(images.stop, self.num_shown))
+        if shown.start >= shown.stop:
+            return
         pixels = self.processor.post_process(levels[:, :, None].cpu(), output_type="pt")[:, :, 0]
-        for index, line in zip(shown, pixels, strict=False):
-            self.pixels[index // self.columns, index % self.columns, :, row] = line
-        is_last = row == self.pixels.shape[-2] - 1
-        if shown and (is_last or row % self.every == self.every - 1):
+        self.pixels[shown, row] = pixels[: shown.stop - shown.start].transpose(1, 2)
+        is_last = row == self.pixels.shape[1] - 1
+        if is_last or row % self.every == self.every - 1:
             self.show(self.image())
 
     def image(self) -> Image.Image:
-        """The grid as it is now, enlarged by the whole number that makes it at least 320 pixels wide."""
-        grid = self.pixels.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()  # (height, width, channels)
-        image = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
-        scale = math.ceil(320 / image.width)
-        return image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
+        """The grid as it is now, at least 320 pixels wide."""
+        pixels = self.pixels.squeeze(-1) if self.pixels.shape[-1] == 1 else self.pixels
+        return image_grid([Image.fromarray(image) for image in pixels.numpy()], least_width=320)
 
 
 __all__ = ["LivePreview"]

@@ -1,0 +1,274 @@
+r"""
+Images in work: their random numbers, and how their levels are decided one dimension after the other.
+
+An image depends on its own random numbers, the weights and the condition, and on nothing else: every image has one
+number in [0, 1) for each of its dimensions, in raster order, and a level is the first one whose cumulative probability
+exceeds the number. So every sampler draws the same image, at any batch size.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import LogitsProcessorList
+
+from .generation_config_causal_image import PixelCNNGenerationConfig
+from .likelihood_causal_image import (
+    GuidedConditional,
+    OutputDistribution,
+    from_raster,
+    levels_from_noise,
+    to_raster,
+)
+
+
+def draw_noise(
+    generator: torch.Generator | list[torch.Generator] | None,
+    num_images: int,
+    num_dims: int,
+    device: torch.device,
+    num_resamples: int = 1,
+) -> torch.Tensor:
+    r"""
+    The random numbers of a request: for each image one call `torch.rand(num_dims, dtype=torch.float64)`; with
+    `num_resamples` above 1 as many calls as that, one per completion, and then `torch.rand(1, dtype=torch.float64)` for
+    the choice between them.
+
+    Drawn on the generator's device (the CPU without one), so that a CPU generator gives the same numbers to every
+    device. A list of generators gives image i what its own generator gives.
+
+    Returns:
+        `torch.DoubleTensor` on `device`, of shape `(num_dims, num_images)`, or `(num_resamples * num_dims + 1,
+        num_images)` with `num_resamples` above 1.
+    """
+    generators = generator if isinstance(generator, (list, tuple)) else [generator] * num_images
+    sizes = [num_dims] if num_resamples == 1 else [num_dims] * num_resamples + [1]
+
+    def numbers(g):
+        where = "cpu" if g is None else g.device
+        return torch.cat([torch.rand(size, dtype=torch.float64, generator=g, device=where) for size in sizes])
+
+    return torch.stack([numbers(g) for g in generators], dim=1).to(device)
+
+
+class Canvas:
+    r"""
+    The images of one pass over all dimensions, and the order of the pass.
+
+    How a level is decided is left to a subclass: the samplers draw it, the codec takes it from an image or a stream.
+    Dimensions are numbered in raster order; `levels` is `(batch, height * width * channels)`.
+
+    Args:
+        distribution ([`OutputDistribution`]): What parameters mean.
+        shape (`(batch, channels, height, width)`): Of the images.
+        device (`torch.device`): Of the levels.
+        on_row (callable): Called with `(row, levels)`, `(batch, channels, width)`, when a row is finished.
+    """
+
+    copies = 1  # of every image in the batch of the network
+
+    def __init__(
+        self,
+        distribution: OutputDistribution | GuidedConditional,
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+        on_row: Callable[[int, torch.Tensor], object],
+    ):
+        batch, self.channels, self.height, self.width = self.shape = shape
+        self.distribution, self.on_row = distribution, on_row
+        dims = self.channels * self.height * self.width
+        self.levels = torch.zeros(batch, dims, dtype=torch.long, device=device)
+
+    def level_logits(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
+        """Log-probabilities `(batch, num_levels)` of a dimension, given the parameters of its pixel."""
+        channel = dimension % self.channels
+        return self.distribution.level_logits(parameters, channel, self.levels[:, dimension - channel : dimension])
+
+    def decide(self, parameters: torch.Tensor, dimension: int) -> torch.Tensor:
+        """Decide one dimension of all images, given the parameters of its pixel; returns the levels `(batch,)`."""
+        raise NotImplementedError
+
+    def for_network(self, batch: torch.Tensor) -> torch.Tensor:
+        """A batch of images or levels as the network gets it: `copies` times."""
+        return batch if self.copies == 1 else torch.cat([batch] * self.copies)
+
+    def images(self) -> torch.Tensor:
+        """The canvas as `(batch, channels, height, width)`; the place that notices broken probabilities."""
+        if self.levels.min() < 0:
+            raise ValueError(
+                "No level has a non-zero probability at some dimension: the model's weights are not finite, or a "
+                "logits processor forbids all levels, or the temperature is too close to 0."
+            )
+        return from_raster(self.levels, self.shape)
+
+    def row_dimensions(self, row: int) -> slice:
+        """The dimensions of a row."""
+        size = self.width * self.channels
+        return slice(row * size, (row + 1) * size)
+
+    def raster(self, row: int) -> Iterator[tuple[int, int, int]]:
+        """`(column, channel, dimension)` of a row in raster order."""
+        start = self.row_dimensions(row).start
+        for n in range(self.width * self.channels):
+            column, channel = divmod(n, self.channels)
+            yield column, channel, start + n
+
+    def free_noise(self, row: int) -> torch.Tensor | None:
+        """The numbers `(width * channels, batch)` of a row whose levels follow from them alone; `None` of another."""
+        return None
+
+    def finish_rows(self, start: int, end: int):
+        """Report rows that will not change any more."""
+        for row in range(start, end):
+            levels = self.levels[:, self.row_dimensions(row)].unflatten(1, (self.width, self.channels))
+            self.on_row(row, levels.transpose(1, 2))
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    r"""
+    Images to draw, as the samplers see them; everything is checked.
+
+    Args:
+        shape (`(batch, channels, height, width)`): Of the images.
+        noise (`torch.DoubleTensor` of shape `(dims, batch)`): See [`draw_noise`].
+        settings ([`PixelCNNGenerationConfig`]): How levels are drawn.
+        processors (`LogitsProcessorList`): All that are applied to log-probabilities: the user's, then the settings'.
+        class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Of a conditional model.
+        given_mask (`torch.BoolTensor` of the shape of the images, *optional*), given (`torch.LongTensor`, likewise):
+            Where levels are given, and which; 0 elsewhere.
+    """
+
+    shape: tuple[int, int, int, int]
+    noise: torch.Tensor
+    settings: PixelCNNGenerationConfig
+    processors: LogitsProcessorList
+    class_ids: torch.Tensor | None = None
+    given_mask: torch.Tensor | None = None
+    given: torch.Tensor | None = None
+
+    def part(self, images: slice) -> "DrawRequest":
+        """The request for some of the images."""
+        return replace(
+            self,
+            shape=(images.stop - images.start, *self.shape[1:]),
+            noise=self.noise[:, images],
+            class_ids=None if self.class_ids is None else self.class_ids[images],
+            given_mask=None if self.given_mask is None else self.given_mask[images],
+            given=None if self.given is None else self.given[images],
+        )
+
+
+class SampledCanvas(Canvas):
+    r"""
+    Images being drawn, by the noise rule.
+
+    Args:
+        distribution ([`OutputDistribution`]): Of the model.
+        request ([`DrawRequest`]): What to draw. With a guidance scale other than 1 the network sees every image twice,
+            first all with their classes, then all without.
+        on_row (callable): See [`Canvas`].
+    """
+
+    def __init__(self, distribution: OutputDistribution, request: DrawRequest, on_row: Callable):
+        settings, class_ids = request.settings, request.class_ids
+        conditional = distribution
+        if settings.guidance_scale != 1:
+            conditional, self.copies = GuidedConditional(distribution, settings.guidance_scale), 2
+            class_ids = torch.cat((class_ids, torch.full_like(class_ids, -1)))
+        super().__init__(conditional, request.shape, request.noise.device, on_row)
+        self.class_ids = class_ids  # as the network gets them
+        self.noise, self.processors, self.do_sample = (
+            request.noise.contiguous(),
+            request.processors,
+            settings.do_sample,
+        )
+        self.is_plain = self.do_sample and not self.processors  # the distribution itself says what a number stands for
+        self.scores = [] if settings.output_scores else None
+        self.noise_of, self.levels_of = self.noise.unbind(0), self.levels.unbind(1)
+        self.given_mask = self.weighed = None
+        if request.given_mask is not None:
+            self.given_mask = to_raster(request.given_mask).to(self.noise.device)
+            self.levels.copy_(to_raster(request.given))  # 0 where free
+            self.any_given = self.given_mask.any(0).tolist()
+        if settings.num_resamples > 1:
+            self.weighed = self.given_mask & ((~self.given_mask).cumsum(1) > 0)  # given, after the first free one
+            self.any_weighed = self.weighed.any(0).tolist()
+            self.given_log_prob = torch.zeros_like(self.levels, dtype=torch.float64)
+
+    def free_noise(self, row):
+        dimensions = self.row_dimensions(row)
+        is_given = self.given_mask is not None and any(self.any_given[dimensions])
+        if is_given or not self.is_plain or self.scores is not None or self.copies > 1:
+            return None
+        return self.noise[dimensions]
+
+    def levels_of_scores(self, scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Levels `(...)` of processed scores `(..., num_levels)` and numbers `(...)`."""
+        if self.do_sample:
+            return levels_from_noise(scores, noise)
+        highest, level = scores.max(-1)
+        return torch.where(highest.isfinite(), level, -1)
+
+    def processed(self, scores: torch.Tensor, dimension: int) -> torch.Tensor:
+        """Scores `(batch, num_levels)` of a dimension after all processors."""
+        if not self.processors:
+            return scores
+        result = self.processors(self.levels[:, :dimension].clone(), scores)
+        if result.shape != scores.shape:
+            raise ValueError(
+                "A logits processor must keep the shape of the scores, "
+                f"{tuple(scores.shape)}, got {tuple(result.shape)}."
+            )
+        return result
+
+    def decide(self, parameters, dimension):
+        """Draw one dimension of all images."""
+        channel, noise = dimension % self.channels, self.noise_of[dimension]
+        weighs = self.weighed is not None and self.any_weighed[dimension]
+        scores = None
+        if weighs or self.scores is not None or not self.is_plain:
+            scores = self.level_logits(parameters, dimension)
+            if weighs:
+                self.given_log_prob[:, dimension] = scores.gather(1, self.levels[:, dimension, None])[:, 0]
+            scores = self.processed(scores, dimension)
+            if self.scores is not None:
+                self.scores.append(scores)
+        if self.is_plain:
+            previous = self.levels[:, dimension - channel : dimension]
+            level = self.distribution.icdf(parameters, channel, noise, previous, scores)
+        else:
+            level = self.levels_of_scores(scores, noise)
+        if self.given_mask is not None and self.any_given[dimension]:
+            level = torch.where(self.given_mask[:, dimension], self.levels_of[dimension], level)
+        return self.levels_of[dimension].copy_(level)
+
+    def decide_rows(self, pixels: torch.Tensor, first_row: int) -> torch.Tensor:
+        """Draw all rows from `first_row` on at once, given their pixels' parameters; returns levels `(batch, n)`."""
+        start = first_row * self.width * self.channels
+        levels = self.levels[:, start:].unflatten(1, (*pixels.shape[1:3], self.channels)).clone()
+        noise = self.noise[start:].T.view_as(levels)
+        given_mask = None if self.given_mask is None else self.given_mask[:, start:].view_as(levels)
+        for channel in range(self.channels):
+            numbers, previous, scores = noise[..., channel].contiguous(), levels[..., :channel], None
+            if self.weighed is not None or not self.is_plain:
+                scores = self.distribution.level_logits(pixels, channel, previous)
+            if self.weighed is not None:
+                given_log_prob = scores.gather(-1, levels[..., channel, None])[..., 0]
+                self.given_log_prob[:, start + channel :: self.channels] = given_log_prob.flatten(1)
+            if self.is_plain:
+                level = self.distribution.icdf(pixels, channel, numbers, previous, scores)
+            else:
+                scores = self.processors(None, scores.flatten(0, -2))
+                level = self.levels_of_scores(scores, numbers.flatten()).view_as(numbers)
+            if given_mask is not None:
+                level = torch.where(given_mask[..., channel], levels[..., channel], level)
+            levels[..., channel] = level
+        return levels.flatten(1)
+
+    def log_weights(self) -> torch.Tensor:
+        """log p of the given dimensions after free ones, of each image, given their past: `(batch,)`, float64."""
+        return torch.where(self.weighed, self.given_log_prob, 0).sum(1)
+
+
+__all__ = ["Canvas", "DrawRequest", "SampledCanvas", "draw_noise"]
