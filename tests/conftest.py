@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -108,14 +107,6 @@ def conditions(model, batch):
 
 def seeded(seed=0, device="cpu"):
     return torch.Generator(device).manual_seed(seed)
-
-
-def load_evaluate_script():
-    """training/evaluate.py; by its path, because a library has the same name."""
-    spec = importlib.util.spec_from_file_location("training_evaluate", ROOT / "training" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def one_line_error(main, words):

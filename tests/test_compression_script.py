@@ -7,13 +7,13 @@ from pathlib import Path
 import compress as script
 import numpy as np
 import pytest
-from command_line import InputError
 from conftest import build_model
 from PIL import Image
 
 import hf_pixelcnn
 from hf_pixelcnn import PixelCNNImageProcessor
 from hf_pixelcnn.compressed_stream import read_stream
+from hf_pixelcnn.training import InputError
 
 DIGITS = str(Path(__file__).parent / "data" / "mnist_digits")
 

@@ -1,18 +1,19 @@
-"""training/evaluate.py: tables, spreads, calibration and pictures that say what they claim."""
+"""training/score.py: tables, spreads, calibration and pictures that say what they claim."""
 
 import json
 import math
 
-import image_data
 import numpy as np
 import pytest
+import score
 import torch
-from conftest import DIGITS, classy_model, load_evaluate_script, one_line_error
+from conftest import DIGITS, classy_model, one_line_error
 from PIL import Image
-from scoring import calibration_error, classification_metrics
 from transformers import AutoModelForImageClassification
 
 from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn import training as image_data
+from hf_pixelcnn.training import calibration_error, classification_metrics
 
 SMALL = {"image_size": 8, "num_classes": 10, "id2label": {i: f"digit {i}" for i in range(10)}}
 
@@ -44,7 +45,7 @@ def evaluate(model, cache, *words):
         "--device",
         "cpu",
     ]
-    load_evaluate_script().main([*given, "--dtype", "float64", "--output", output, *map(str, words)])
+    score.main([*given, "--dtype", "float64", "--output", output, *map(str, words)])
     with open(output, encoding="utf-8") as file:
         return json.load(file)
 
@@ -150,4 +151,4 @@ def test_requests_that_mean_nothing_are_refused(tmp_path, cache):
         "`class_temperature` must be a finite number above 0": ["--classify", "true", "--class_temperature", 0],
         "cannot write": ["--heat_map", tmp_path / "no" / "heat.png"],
     }.items():
-        assert message in one_line_error(load_evaluate_script().main, [*words, *more])
+        assert message in one_line_error(score.main, [*words, *more])

@@ -4,12 +4,12 @@ import logging
 
 import pytest
 import torch
-from image_data import LevelDataset, load_split
 from test_training import DIGITS, gated_model, trainer_for
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn.training import LevelDataset, load_split
 
 
 def digits(split, cache, size=8, **options):

@@ -5,7 +5,6 @@ import json
 import math
 
 import datasets
-import image_data
 import numpy as np
 import outliers
 import pytest
@@ -14,6 +13,7 @@ from conftest import DIGITS, build_model, one_line_error, strengthen_classes
 from PIL import Image
 
 from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn import training as image_data
 
 SMALL = {"image_size": 8, "num_levels": 4}
 

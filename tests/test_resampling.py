@@ -160,9 +160,9 @@ def test_impossible_pixels_count_only_after_free_ones_and_are_an_error_and_no_pi
 def test_settings_that_cannot_go_together():
     model = build_model("pixelcnn")
     given, known = torch.zeros(1, 1, 5, 6).long(), torch.ones(5, 6, dtype=torch.bool)
-    with pytest.raises(ValueError, match="`num_resamples=2` weighs completions .* needs `pixel_values` and `known_mask`"):
+    with pytest.raises(ValueError, match=r"`num_resamples=2` weighs .* needs `pixel_values` and"):
         model.generate(num_resamples=2)
-    with pytest.raises(ValueError, match="`num_resamples=2` chooses .* cannot go with a `streamer`"):
+    with pytest.raises(ValueError, match=r"`num_resamples=2` chooses .* cannot go with a `streamer`"):
         model.generate(given, known, num_resamples=2, streamer=print)
     with pytest.raises(ValueError, match="`num_resamples=2` needs `do_sample=True`"):
         model.generate(given, known, num_resamples=2, do_sample=False)

@@ -11,16 +11,14 @@ import sys
 from types import SimpleNamespace
 
 import datasets
-import image_data
 import numpy as np
 import pytest
 import sample
+import score
 import torch
 import train
-from command_line import InputError
-from conftest import DIGITS, ROOT, load_evaluate_script, one_line_error, strengthen_classes
+from conftest import DIGITS, ROOT, one_line_error, strengthen_classes
 from PIL import Image
-from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
@@ -32,6 +30,8 @@ from hf_pixelcnn import (
     PixelCNNForCausalImageModeling,
     PixelCNNImageProcessor,
 )
+from hf_pixelcnn import training as image_data
+from hf_pixelcnn.training import InputError, PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 
 TINY = ["--hidden_size", "8", "--num_hidden_layers", "2", "--head_hidden_size", "8", "--first_kernel_size", "3"]
 
@@ -392,7 +392,7 @@ def test_evaluate_equals_the_sum_of_log_probabilities(trained, tmp_path, digits_
     output = tmp_path / "score.json"
     words = ["--model", str(trained), "--dataset", DIGITS, "--split", "train[5:16]", "--cache_dir", cache]
     options = ["--output", str(output), "--batch_size", batch_size, "--device", "cpu", "--dtype", "float64"]
-    load_evaluate_script().main([*words, *options])
+    score.main([*words, *options])
     model, processor = AutoModel.from_pretrained(trained).double(), AutoImageProcessor.from_pretrained(trained)
     rows = image_data.load_split(DIGITS, "train[5:16]", cache_dir=cache)
     pixel_values = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
@@ -575,7 +575,7 @@ def test_a_model_is_fine_tuned_as_a_classifier(tmp_path, digits_words):
         train.main([*words, "--seed", "0", "--output_dir", str(tmp_path / weight)])
         assert json.loads((tmp_path / weight / "results.json").read_text())["generative_weight"] == float(weight)
         scored = ["--model", str(tmp_path / weight), "--dataset", DIGITS, "--split", "train[:64]", "--classify", "true"]
-        load_evaluate_script().main([*scored, "--output", str(tmp_path / "scores.json")])
+        score.main([*scored, "--output", str(tmp_path / "scores.json")])
         scores = json.loads((tmp_path / "scores.json").read_text())
         cross_entropies.append(scores["classification"]["cross_entropy"])
     assert cross_entropies[1] < 0.9 * cross_entropies[0]
@@ -687,9 +687,9 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
     assert "needs `pixel_values` and `known_mask`" in message
     assert "`sampler` must be" in one_line_error(sample.main, ["--model", trained, "--sampler", "fast"])
     words = ["--model", trained, "--dataset", DIGITS]
-    assert "--dtype must be" in one_line_error(load_evaluate_script().main, [*words, "--dtype", "int8"])
+    assert "--dtype must be" in one_line_error(score.main, [*words, "--dtype", "int8"])
     assert "no image column" in one_line_error(
-        load_evaluate_script().main, ["--model", trained, "--dataset", numbers, "--split", "train"]
+        score.main, ["--model", trained, "--dataset", numbers, "--split", "train"]
     )
 
 

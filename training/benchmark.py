@@ -33,14 +33,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures 
 
 import numpy as np
 import torch
-from command_line import CommandLineParser, InputError, one_line_errors
-from run_record import has_fast_bfloat16, run_facts, write_json
+from command_line import CommandLineParser, one_line_errors
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig
 from hf_pixelcnn.canvas_causal_image import draw_noise
+from hf_pixelcnn.training import InputError, has_fast_bfloat16, run_facts, write_json
 
 COLOUR = {"num_channels": 3, "num_levels": 256, "hidden_size": 66, "head_hidden_size": 66}
 CASES = {

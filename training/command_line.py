@@ -8,9 +8,7 @@ from collections.abc import Callable
 import yaml
 from transformers import HfArgumentParser
 
-
-class InputError(Exception):
-    """What a user asked for cannot be done; the message says what is wrong and what would work, in one line."""
+from hf_pixelcnn.training.errors import InputError
 
 
 class CommandLineParser(HfArgumentParser):

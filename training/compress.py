@@ -25,17 +25,24 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from command_line import CommandLineParser, InputError, one_line_errors
-from image_data import LevelDataset, collate_levels, load_split
+from command_line import CommandLineParser, one_line_errors
 from PIL import Image, UnidentifiedImageError
-from run_record import run_facts, write_json
-from saved_models import choose_device, load_model
-from scoring import nats_per_image
 from tqdm.auto import tqdm
 
 from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
 from hf_pixelcnn.compressed_stream import read_stream
 from hf_pixelcnn.compression import batches
+from hf_pixelcnn.training import (
+    InputError,
+    LevelDataset,
+    choose_device,
+    collate_levels,
+    load_model,
+    load_split,
+    nats_per_image,
+    run_facts,
+    write_json,
+)
 
 MAX_NAME_BYTES = 250  # file systems take 255, with the new suffix
 

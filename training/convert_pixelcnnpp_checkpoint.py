@@ -13,10 +13,11 @@ import re
 from dataclasses import dataclass, field
 
 import torch
-from command_line import CommandLineParser, InputError, one_line_errors
+from command_line import CommandLineParser, one_line_errors
 from safetensors.torch import load_file
 
 from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
+from hf_pixelcnn.training import InputError
 
 # Names of layers there (a regular expression) and here.
 LAYERS = {

@@ -16,14 +16,20 @@ from pathlib import Path
 
 import torch
 from command_line import CommandLineParser, one_line_errors
-from image_data import LevelDataset, collate_levels, load_split
-from pictures import completion_grid, image_grid
-from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments
-from run_record import has_fast_bfloat16
-from scoring import score
 from transformers import AutoModel, TrainerCallback, set_seed
 
 from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNImageProcessor
+from hf_pixelcnn.pictures_causal_image import image_grid
+from hf_pixelcnn.training import (
+    LevelDataset,
+    PixelCNNTrainer,
+    PixelCNNTrainingArguments,
+    collate_levels,
+    completion_grid,
+    has_fast_bfloat16,
+    load_split,
+    score,
+)
 
 DIGITS = Path(__file__).resolve().parent.parent / "tests" / "data" / "mnist_digits"
 # The first kernel is wide because that is cheap and lets a pixel see 15 rows above it: half a digit.

@@ -26,13 +26,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from command_line import CommandLineParser, InputError, one_line_errors
-from image_data import LevelDataset, collate_levels, load_split
+from command_line import CommandLineParser, one_line_errors
 from PIL import Image
-from run_record import keep_freed_memory, run_facts, write_json
-from saved_models import choose_device, load_model
-from scoring import split_nats
 from tqdm.auto import tqdm
+
+from hf_pixelcnn.training import (
+    InputError,
+    LevelDataset,
+    choose_device,
+    collate_levels,
+    keep_freed_memory,
+    load_model,
+    load_split,
+    run_facts,
+    split_nats,
+    write_json,
+)
 
 LOSSLESS = {
     "PNG": {"optimize": True},

@@ -27,17 +27,15 @@ from pathlib import Path
 
 import torch
 import yaml
-from command_line import CommandLineParser, InputError, one_line_errors
+from command_line import CommandLineParser, one_line_errors
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from pictures import draw_samples
-from run_record import write_json
 from safetensors.torch import load_file, save_file
-from saved_models import load_model
 from transformers import PreTrainedModel
 
 from hf_pixelcnn import PixelCNNImagePipeline, PixelCNNImageProcessor
+from hf_pixelcnn.training import InputError, draw_samples, load_model, write_json
 
 TASK = "unconditional-image-generation"
 WRITTEN = ("README.md", "*.json", "model*.safetensors", "*.py", "samples.png", "recipe.yaml")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from command_line import CommandLineParser, InputError, one_line_errors
-from pictures import draw_regions
+from command_line import CommandLineParser, one_line_errors
 from transformers import AutoConfig, AutoModel
 
 from hf_pixelcnn import receptive_field
+from hf_pixelcnn.training import InputError, draw_regions
 
 REGIONS = ["future", "past out of reach", "receptive field", "blind spot", "predicted pixel"]
 COLOURS = ["#ffffff", "#d9dde3", "#4c8eda", "#e4572e", "#1d2433"]

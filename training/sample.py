@@ -21,15 +21,23 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
-from command_line import CommandLineParser, InputError, one_line_errors
-from image_data import LevelDataset, collate_levels, load_split
-from pictures import check_picture_path, completion_grid, image_grid, images_of_levels
+from command_line import CommandLineParser, one_line_errors
 from PIL import Image
-from saved_models import choose_device, load_model
 
 from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.checks_causal_image import class_ids_of
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
+from hf_pixelcnn.pictures_causal_image import image_grid, images_of
+from hf_pixelcnn.training import (
+    InputError,
+    LevelDataset,
+    check_picture_path,
+    choose_device,
+    collate_levels,
+    completion_grid,
+    load_model,
+    load_split,
+)
 
 
 @dataclass
@@ -154,7 +162,7 @@ def main(arguments: list[str] | None = None):
     columns, total = args.columns, args.num_images
 
     def as_images(levels):
-        return processor.post_process(levels) if processor else images_of_levels(levels, config.num_levels)
+        return images_of(levels, processor, config.num_levels)
 
     request = {"sampler": args.sampler, "image_size": args.image_size, "max_batch_size": args.batch_size} | {
         name: getattr(args, name)

@@ -8,7 +8,7 @@ A recipe holds values for any of the arguments below (`--help`), which the comma
     torchrun --nproc_per_node 2 training/train.py --config ... --output_dir ...
 
 With `--generative_weight` a class-conditional model is trained as a classifier by Bayes' rule; it remains a model of
-images, whose likelihood is what is evaluated (`training/evaluate.py --classify true` tells how well it classifies).
+images, whose likelihood is what is evaluated (`training/score.py --classify true` tells how well it classifies).
 
 The output folder gets the model (with `--ema_decay`, the averaged one) and its image processor, loadable with
 `AutoModel` and `AutoImageProcessor`, `results.json` (the score of the whole evaluation split, computed from the saved
@@ -23,31 +23,38 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from command_line import CommandLineParser, InputError, one_line_errors
+from command_line import CommandLineParser, one_line_errors
 from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
-from image_data import (
-    LevelDataset,
-    LevelStream,
-    check_classes_of,
-    class_names,
-    collate_classes,
-    collate_levels,
-    find_class_column,
-    find_image_column,
-    load_split,
-    num_channels_of,
-    stored,
-)
-from pictures import draw_loss_curve, draw_samples
-from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
-from run_record import keep_freed_memory, run_facts, write_json
-from saved_models import load_classifier, load_model
-from scoring import score
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, set_seed
 
 import hf_pixelcnn
 from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn.training import (
+    InputError,
+    LevelDataset,
+    LevelStream,
+    PixelCNNTrainer,
+    PixelCNNTrainingArguments,
+    check_classes_of,
+    class_names,
+    collate_classes,
+    collate_levels,
+    draw_loss_curve,
+    draw_samples,
+    find_class_column,
+    find_image_column,
+    keep_freed_memory,
+    last_checkpoint,
+    load_classifier,
+    load_model,
+    load_split,
+    num_channels_of,
+    run_facts,
+    score,
+    stored,
+    write_json,
+)
 
 INIT_IMAGES = 64  # that weight-normalised layers are fitted to before training
 OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png", "loss_curve.png")

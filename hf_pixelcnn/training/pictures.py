@@ -5,49 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from command_line import InputError
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from transformers import PreTrainedModel
 
-
-def images_of_levels(levels: torch.Tensor, num_levels: int) -> list[Image.Image]:
-    """Grey images of `(batch, 1, height, width)` levels without an image processor, such as VQ codes."""
-    grey = levels[:, 0].float().mul(255 / (num_levels - 1)).round().to(torch.uint8)
-    return [Image.fromarray(image) for image in grey.cpu().numpy()]
-
-
-def image_grid(
-    images: Sequence[Image.Image], columns: int | None = None, gap: int = 2, least_width: int = 480
-) -> Image.Image:
-    r"""
-    Images of one size side by side, row by row.
-
-    Args:
-        images (sequence of `PIL.Image.Image`): At least one image.
-        columns (`int`, *optional*): Images in a row; by default about as many as rows.
-        gap (`int`): Grey pixels between images, before enlarging.
-        least_width (`int`): The grid is enlarged by the whole number that makes it at least this wide.
-
-    Raises:
-        ValueError: If there is no image.
-    """
-    if not images:
-        raise ValueError("A grid needs at least one image.")
-    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    rows = math.ceil(len(images) / columns)
-    width, height = images[0].size
-    grid = Image.new(
-        images[0].mode,
-        (columns * (width + gap) - gap, rows * (height + gap) - gap),
-        128 if images[0].mode == "L" else (128, 128, 128),
-    )
-    for index, image in enumerate(images):
-        grid.paste(image, (index % columns * (width + gap), index // columns * (height + gap)))
-    scale = math.ceil(least_width / grid.width)
-    return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
+from ..pictures_causal_image import image_grid, images_of
+from .errors import InputError
 
 
 @torch.no_grad()
@@ -63,8 +28,7 @@ def draw_samples(model: PreTrainedModel, processor, num_images: int, seed: int, 
         generator=torch.Generator().manual_seed(seed),
         show_progress=True,
     )
-    images = processor.post_process(levels) if processor else images_of_levels(levels, model.config.num_levels)
-    image_grid(images, columns).save(path)
+    image_grid(images_of(levels, processor, model.config.num_levels), columns).save(path)
 
 
 def completion_grid(

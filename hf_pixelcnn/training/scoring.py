@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from command_line import InputError
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from hf_pixelcnn import bits_per_dim
+from ..likelihood_causal_image import bits_per_dim
+from .errors import InputError
 
 
 def nats_per_image(

@@ -1,12 +1,12 @@
 """Models as they lie in a folder or on the Hub, and the device to use them on."""
 
 import torch
-from command_line import InputError
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
-from hf_pixelcnn import PixelCNNImageProcessor
+from ..image_processing_causal_image import PixelCNNImageProcessor
+from .errors import InputError
 
 
 def load_model(

@@ -1,7 +1,7 @@
 r"""
 Score a model on a whole split: bits per dimension, nats per dimension and nats per image, with sums in float64.
 
-    python training/evaluate.py --model runs/mnist_pixelcnn --dataset ylecun/mnist --split test --output results.json
+    python training/score.py --model runs/mnist_pixelcnn --dataset ylecun/mnist --split test --output results.json
 
 `--model` is a folder or an id on the Hub; its own image processor makes the levels. With stochastic binarisation the
 draw of each image depends on `--seed` and its place in the split alone, and `--num_resamplings 10` scores ten draws:
@@ -16,12 +16,31 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from command_line import CommandLineParser, InputError, one_line_errors
-from image_data import LevelDataset, check_classes_of, class_names, collate_levels, find_class_column, load_split
-from pictures import check_picture_path, draw_heat_maps, images_of_levels
-from run_record import keep_freed_memory, run_facts, write_json
-from saved_models import choose_device, load_classifier, load_model
-from scoring import class_probabilities, classification_metrics, metrics_of, score_by_class, split_nats
+from command_line import CommandLineParser, one_line_errors
+
+from hf_pixelcnn.pictures_causal_image import images_of
+from hf_pixelcnn.training import (
+    InputError,
+    LevelDataset,
+    check_classes_of,
+    check_picture_path,
+    choose_device,
+    class_names,
+    class_probabilities,
+    classification_metrics,
+    collate_levels,
+    draw_heat_maps,
+    find_class_column,
+    keep_freed_memory,
+    load_classifier,
+    load_model,
+    load_split,
+    metrics_of,
+    run_facts,
+    score_by_class,
+    split_nats,
+    write_json,
+)
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,9 +89,7 @@ def draw_surprise(model, processor, images: LevelDataset, count: int, path: str)
     class_ids = batch["class_ids"].to(model.device) if model.config.num_classes else None
     nats = -model.log_prob(batch["labels"].to(model.device), class_ids=class_ids).sum(dim=1).cpu().float()
     levels = batch["labels"]
-    draw_heat_maps(
-        processor.post_process(levels) if processor else images_of_levels(levels, model.config.num_levels), nats, path
-    )
+    draw_heat_maps(images_of(levels, processor, model.config.num_levels), nats, path)
 
 
 @one_line_errors

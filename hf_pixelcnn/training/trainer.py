@@ -7,16 +7,16 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from image_data import check_seed, collate_levels
-from run_record import has_fast_bfloat16
 from safetensors.torch import load_file, save_file
-from scoring import metrics_of, nats_per_image
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
-from hf_pixelcnn.checks_causal_image import check_count
+from ..checks_causal_image import check_count
+from .level_dataset import check_seed, collate_levels
+from .records import has_fast_bfloat16
+from .scoring import metrics_of, nats_per_image
 
 logger = logging.get_logger(__name__)
 

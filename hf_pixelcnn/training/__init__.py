@@ -1,0 +1,73 @@
+r"""
+What models are trained and scored with: data sets of levels, a `Trainer`, exact scores, pictures and records.
+
+Needs the extra `train`: `pip install "hf_pixelcnn[train]"`.
+
+```python
+from hf_pixelcnn.training import LevelDataset, PixelCNNTrainer, PixelCNNTrainingArguments, load_split
+```
+"""
+
+from .data_sources import class_names, find_class_column, find_image_column, load_split, num_channels_of, stored
+from .errors import InputError
+from .level_dataset import LevelDataset, LevelStream, check_classes_of, collate_classes, collate_levels
+from .pictures import (
+    check_picture_path,
+    completion_grid,
+    draw_heat_maps,
+    draw_loss_curve,
+    draw_regions,
+    draw_samples,
+)
+from .records import has_fast_bfloat16, keep_freed_memory, run_facts, write_json
+from .saved_models import choose_device, load_classifier, load_model
+from .scoring import (
+    calibration_error,
+    class_probabilities,
+    classification_metrics,
+    metrics_of,
+    nats_per_image,
+    score,
+    score_by_class,
+    split_nats,
+)
+from .trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
+
+__all__ = [
+    "InputError",
+    "LevelDataset",
+    "LevelStream",
+    "PixelCNNTrainer",
+    "PixelCNNTrainingArguments",
+    "calibration_error",
+    "check_classes_of",
+    "check_picture_path",
+    "choose_device",
+    "class_names",
+    "class_probabilities",
+    "classification_metrics",
+    "collate_classes",
+    "collate_levels",
+    "completion_grid",
+    "draw_heat_maps",
+    "draw_loss_curve",
+    "draw_regions",
+    "draw_samples",
+    "find_class_column",
+    "find_image_column",
+    "has_fast_bfloat16",
+    "keep_freed_memory",
+    "last_checkpoint",
+    "load_classifier",
+    "load_model",
+    "load_split",
+    "metrics_of",
+    "nats_per_image",
+    "num_channels_of",
+    "run_facts",
+    "score",
+    "score_by_class",
+    "split_nats",
+    "stored",
+    "write_json",
+]
