@@ -4,6 +4,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
+from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
 from ..image_processing_causal_image import PixelCNNImageProcessor
 from .errors import InputError
@@ -12,15 +13,22 @@ from .errors import InputError
 def load_model(
     path: str, dtype: torch.dtype | str = torch.float32
 ) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
-    """Model (`dtype="auto"`: in the dtype it was saved in) and image processor (`None` if there is none)."""
+    r"""
+    Model (`dtype="auto"`: in the dtype it was saved in) and image processor (`None` if there is none).
+
+    Raises:
+        InputError: If one of them is there and cannot be loaded.
+    """
     try:
         model = AutoModel.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"cannot load a model from {path!r}: {error}") from error
     try:
+        if cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
+            return model, None  # a model of codes
         return model, AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError):  # a model of codes
-        return model, None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"cannot load the image processor of {path!r}: {error}") from error
 
 
 def load_classifier(path: str, **fields) -> PreTrainedModel:
