@@ -1,0 +1,79 @@
+r"""
+How many samples of a class-conditional model a classifier takes for the class they were drawn for.
+
+    python training/judge.py --model runs/mnist_pixelcnn_pp --classifier model_cards/gated-pixelcnn-mnist-binary
+
+Both are folders or Hub ids; the classifier is any class-conditional model of this package, by Bayes' rule, with the
+same classes. It sees the pictures through its own image processor, so its levels may be others. Classes are drawn in
+turn. The share of real images that the classifier gets right (`training/score.py --classify true`) is about the most to
+expect.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from command_line import CommandLineParser, one_line_errors
+from tqdm.auto import tqdm
+
+from hf_pixelcnn.training import InputError, choose_device, load_classifier, load_model, run_facts, write_json
+
+
+@dataclass
+class JudgeArguments:
+    model: str = field(metadata={"help": "Folder or Hub id of the model that draws."})
+    classifier: str = field(metadata={"help": "Folder or Hub id of a class-conditional model that judges."})
+    num_images: int = field(default=1000, metadata={"help": "Images to draw, of the classes in turn."})
+    seed: int = field(default=0, metadata={"help": "Seed of the images."})
+    guidance_scale: float = field(default=1.0, metadata={"help": "As in `generate`; 1 is the model itself."})
+    batch_size: int = field(default=100, metadata={"help": "Images in work at a time."})
+    device: str | None = field(default=None, metadata={"help": "By default an accelerator if there is one."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})
+
+
+@one_line_errors
+@torch.no_grad()
+def main(arguments: list[str] | None = None):
+    (args,) = CommandLineParser([JudgeArguments]).parse(arguments)
+    device = choose_device(args.device)
+    model, processor = load_model(args.model)
+    classifier, (_, judges_processor) = load_classifier(args.classifier), load_model(args.classifier)
+    if processor is None or judges_processor is None:
+        raise InputError("--model and --classifier must be models of images, with image processors.")
+    names = [model.config.id2label[i] for i in range(model.config.num_classes)]
+    judged = [classifier.config.id2label[i] for i in range(classifier.config.num_classes)]
+    if not names or sorted(names) != sorted(judged):
+        raise InputError(f"--model and --classifier must have the same classes, got {names} and {judged}.")
+    model, classifier = model.to(device), classifier.to(device).eval()
+    class_ids = torch.arange(args.num_images) % len(names)
+    levels = model.generate(
+        class_ids=class_ids,
+        generator=torch.Generator().manual_seed(args.seed),
+        guidance_scale=args.guidance_scale,
+        max_batch_size=args.batch_size,
+        show_progress=True,
+    )
+    right = torch.zeros(len(names), dtype=torch.long)
+    for start in tqdm(range(0, len(levels), args.batch_size), desc="Judging", unit="batch"):
+        part = slice(start, start + args.batch_size)
+        pixel_values = judges_processor(processor.post_process(levels[part]), return_tensors="pt")["pixel_values"]
+        answers = classifier(pixel_values.to(device)).logits.argmax(-1).cpu()
+        for class_id, answer in zip(class_ids[part].tolist(), answers.tolist(), strict=True):
+            right[class_id] += names[class_id] == judged[answer]
+    share = right.sum().item() / len(levels)
+    results = {
+        "model": args.model,
+        "classifier": args.classifier,
+        "num_images": len(levels),
+        "seed": args.seed,
+        "guidance_scale": args.guidance_scale,
+        "share_of_samples_taken_for_their_class": share,
+        "by_class": {name: right[i].item() / (class_ids == i).sum().item() for i, name in enumerate(names)},
+        **run_facts(device),
+    }
+    if args.output:
+        write_json(results, args.output)
+    print(f"{share:.1%} of {len(levels)} samples are taken for their class")
+
+
+if __name__ == "__main__":
+    main()
