@@ -79,6 +79,14 @@ class CausalConv2d(nn.Conv2d):
 
     share_of_taps = 1.0
 
+    def __new__(cls, *args, **kwargs):
+        if len(args) > 4:  # as an `nn.Conv2d` is made
+            raise TypeError(
+                f"{cls.__name__} is a masked convolution: an adapter made of its class (LoRA and the like) would see "
+                "the future. Choose other layers for adapters."
+            )
+        return super().__new__(cls)
+
     def __init__(
         self,
         in_channels: int,
@@ -158,8 +166,6 @@ class MaskedConv2d(CausalConv2d):
         num_parts: int = 1,
         **options,
     ):
-        if not isinstance(kernel_size, int):  # libraries that wrap convolutions may take this for an `nn.Conv2d`
-            raise TypeError(f"`kernel_size` of a masked convolution must be an int, got {kernel_size}.")
         self.mask_type, self.num_groups, self.num_parts, self.reach = mask_type, num_groups, num_parts, kernel_size // 2
         super().__init__(in_channels, out_channels, kernel_size, (self.reach, self.reach, self.reach, 0), **options)
 

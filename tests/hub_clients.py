@@ -29,10 +29,10 @@ def push(folder: Path) -> dict:
     from datasets import Dataset, load_dataset
     from huggingface_hub import snapshot_download
     from PIL import Image
-    from pixelcnn_trainer import PixelCNNTrainer, PixelCNNTrainingArguments
     from transformers import AutoModel, pipeline
 
     from hf_pixelcnn import PixelCNNImagePipeline, PixelCNNImageProcessor
+    from hf_pixelcnn.training import PixelCNNTrainer, PixelCNNTrainingArguments
 
     seen = {}
     model, processor = build_model("gated_pixelcnn", num_levels=4, num_classes=3), PixelCNNImageProcessor(num_levels=4)

@@ -143,7 +143,7 @@ def test_bad_input_is_answered_in_one_line(saved, tmp_path):
         (["decompress", "--model", model, "--input", stream, "--output", tmp_path / "z.png"], "must be a folder"),
         (["decompress", "--model", model, "--input", stream, "--output", tmp_path / "z.jpg"], "only PNG"),
         (["decompress", "--model", model, "--input", stream, "--output", images], "must be a new or empty folder"),
-        (["verify", "--model", model, "--input", images / "photo 1.png"], "no compressed stream"),
+        (["verify", "--model", model, "--input", images / "photo 1.png"], "Not a compressed stream"),
     ]:
         with pytest.raises(SystemExit, match=text) as error:
             run(*words)

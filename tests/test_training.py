@@ -397,12 +397,12 @@ def test_evaluate_equals_the_sum_of_log_probabilities(trained, tmp_path, digits_
     rows = image_data.load_split(DIGITS, "train[5:16]", cache_dir=cache)
     pixel_values = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
     nats = -model.log_prob(pixel_values).sum().item()
-    score = json.loads(output.read_text())
-    assert (score["num_images"], score["num_dims"]) == (11, 11 * 64)
-    assert score["nats_per_image"] == pytest.approx(nats / 11, rel=1e-12)
-    assert score["nats_per_dim"] == pytest.approx(nats / 704, rel=1e-12)
-    assert score["bits_per_dim"] == pytest.approx(nats / 704 / math.log(2), rel=1e-12)
-    assert f"{score['bits_per_dim']:.5f} bits/dim" in capsys.readouterr().out
+    found = json.loads(output.read_text())
+    assert (found["num_images"], found["num_dims"]) == (11, 11 * 64)
+    assert found["nats_per_image"] == pytest.approx(nats / 11, rel=1e-12)
+    assert found["nats_per_dim"] == pytest.approx(nats / 704, rel=1e-12)
+    assert found["bits_per_dim"] == pytest.approx(nats / 704 / math.log(2), rel=1e-12)
+    assert f"{found['bits_per_dim']:.5f} bits/dim" in capsys.readouterr().out
 
 
 def test_sample_draws_the_same_picture_for_the_same_seed_at_any_batch_size(trained, tmp_path):

@@ -18,6 +18,7 @@ import fnmatch
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,28 +35,16 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from hf_pixelcnn import PixelCNNImagePipeline, PixelCNNImageProcessor
+from hf_pixelcnn import FAMILIES, PixelCNNImagePipeline, PixelCNNImageProcessor
 from hf_pixelcnn.training import InputError, draw_samples, load_model, write_json
 
+PROJECT = Path(__file__).resolve().parent.parent
 TASK = "unconditional-image-generation"
 WRITTEN = ("README.md", "*.json", "model*.safetensors", "*.py", "samples.png", "recipe.yaml")
 METRICS = {  # of results.json: their names, and digits that are worth giving
     "bits_per_dim": ("bits per dimension", 4),
     "nats_per_dim": ("nats per dimension", 4),
     "nats_per_image": ("nats per image", 2),
-}
-FAMILIES = {  # name, paper, and what to know about samples
-    "pixelcnn": (
-        "PixelCNN",
-        "https://huggingface.co/papers/1601.06759",
-        "A pixel sees {rows} rows above it, less the blind spot of this family; what is further up does not shape it.",
-    ),
-    "gated_pixelcnn": (
-        "Gated PixelCNN",
-        "https://huggingface.co/papers/1606.05328",
-        "A pixel sees {rows} rows above it; what is further up does not shape it.",
-    ),
-    "pixelcnn_pp": ("PixelCNN++", "https://huggingface.co/papers/1701.05517", ""),
 }
 
 
@@ -95,10 +84,37 @@ def read_results(folder: Path, dataset: str | None) -> dict:
         raise InputError(f"{path} is not what training/train.py writes: {error!r}.") from error
     if dataset:
         results["dataset"] = dataset
-        results["command"] = results.get("command", "").replace(read, dataset)
     elif os.path.isabs(read) or os.path.exists(read):
         raise InputError(f"the run read a local data set, {read}: give its id on the Hub or its name with --dataset.")
+    if "command" in results:
+        results["command"] = portable_command(results["command"], {read: dataset} if dataset else {})
     return results
+
+
+def portable_command(command: str, names: dict[str, str]) -> str:
+    r"""
+    A training command as anybody may read it, and run it in a checkout of the project.
+
+    Args:
+        command (`str`): As the run wrote it down.
+        names (`dict`): Words to write in place of others, such as a data set's id in place of a folder.
+
+    Raises:
+        InputError: If it holds a path of one machine or what looks like a token.
+    """
+    words = []
+    for word in shlex.split(command):
+        option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        value = names.get(value, value)
+        if Path(value).is_absolute() and Path(value).is_relative_to(PROJECT):
+            value = str(Path(value).relative_to(PROJECT))
+        if re.search(r"^[/~\\]|^[A-Za-z]:[\\/]|\bhf_[A-Za-z0-9]{20,}|://[^/]*@", value):
+            raise InputError(
+                f"the command of the run, in results.json, holds {value!r}: a path of this machine, or a secret. Put a "
+                "public name in its place."
+            )
+        words.append(option + equals + value)
+    return shlex.join(words)
 
 
 def read_recipe(folder: Path, given: str | None) -> str | None:
@@ -205,6 +221,7 @@ def write_card(
     folder: Path,
     name: str,
     place: str,
+    is_on_hub: bool,
     model: PreTrainedModel,
     processor: PixelCNNImageProcessor | None,
     results: dict,
@@ -213,20 +230,24 @@ def write_card(
 ):
     """Write `README.md`: how to load the model, and what is known about it."""
     config, levels = model.config, describe_levels(processor, model.config.num_levels)
-    family, paper, remark = FAMILIES[config.model_type]
+    family, rows = FAMILIES[config.model_type], model.model.rows_seen_above
     height, width = config.image_size
-    kind = f"A [{family}]({paper}) of {model.num_parameters():,} parameters"
+    remark = f"A pixel sees {rows} rows above it; what is further up does not shape it." if rows < height else ""
+    without_package, note = place, "the source files in this repository:"
+    if not is_on_hub:
+        without_package = f"build/{name}"
+        command = f"python training/publish.py --model {place} --output_dir {without_package}"
+        note = f"the source files of a published folder, which `{command}` writes:"
+    kind = f"A [{family.name}]({family.paper}) of {model.num_parameters():,} parameters"
     kind += f", conditional on {config.num_classes} classes" if config.num_classes else ""
     channels = {1: "one channel", 3: "three channels"}.get(config.num_channels, f"{config.num_channels} channels")
     parts = [
         f"# {name}",
-        "With the `hf_pixelcnn` package installed, nothing has to be trusted:",
+        "With the `hf_pixelcnn` package installed (no remote code needed):",
         loading_code(place, model, processor is not None, with_package=True),
-        "Without the package, `trust_remote_code=True` runs the source files in this repository:",
-        loading_code(place, model, processor is not None, with_package=False),
-        f"{kind}, for {height}×{width} images of {channels} and {levels}. {remark}".strip().format(
-            rows=model.model.rows_seen_above
-        ),
+        f"Without the package, `trust_remote_code=True` runs {note}",
+        loading_code(without_package, model, processor is not None, with_package=False),
+        f"{kind}, for {height}×{width} images of {channels} and {levels}. {remark}".strip(),
     ]
     measured = {key: metric for key, metric in METRICS.items() if key in results}
     if measured:
@@ -288,7 +309,8 @@ def write_folder(folder: Path, place: str, args: PublishArguments) -> PreTrained
         shutil.copyfile(source / "samples.png", folder / "samples.png")
     else:
         draw_samples(model, processor, 64, results.get("seed", 0), folder / "samples.png")
-    write_card(folder, Path(place).name, place, model, processor, results, recipe, args.license)
+    name, is_on_hub = Path(place).name, args.repo_id is not None
+    write_card(folder, name, place, is_on_hub, model, processor, results, recipe, args.license)
     return model
 
 
