@@ -5,13 +5,15 @@ OLDEST := .venv-oldest
 CORE_TESTS := $(addprefix tests/test_, $(addsuffix .py, accelerate bad_input causality checkpoints configuration \
 	hub image_processing likelihood modeling pipeline sampling training))
 
-.PHONY: help install demo test test-oldest lint benchmark cards clean
+.PHONY: help install demo test test-oldest lint benchmark cards golden docs clean
 
 help:
 	@echo "make demo       train on bundled digits for at most 4 minutes, draw new ones into demo/"
 	@echo "make test       run the tests"
 	@echo "make test-oldest  run the core tests with the oldest transformers and huggingface_hub that are supported"
-	@echo "make cards      bring the folders in model_cards/ up to date with the code"
+	@echo "make cards      bring cards and configurations in model_cards/ up to date with the code"
+	@echo "make golden     write the numbers anew that likelihoods and samples are held to"
+	@echo "make docs       the reference of the package, as pages in docs/"
 	@echo "make benchmark  time sampling against the forward pass"
 	@echo "make lint       ruff"
 	@echo "make clean      remove the virtual environment and what runs have written"
@@ -47,6 +49,13 @@ cards: install
 	set -e; for config in model_cards/*/config.json; do \
 		$(PYTHON) training/publish.py --model $$(dirname $$config) --output_dir $$(dirname $$config); done
 
+golden: install
+	$(PYTHON) tests/write_golden.py
+
+docs: install
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[docs]"
+	$(PYTHON) -m pdoc --docformat google -o docs hf_pixelcnn hf_pixelcnn.training
+
 benchmark: install
 	$(PYTHON) training/benchmark.py
 
@@ -55,4 +64,4 @@ lint: install
 	$(PYTHON) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) demo runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(OLDEST) build demo docs runs .pytest_cache .ruff_cache *.egg-info

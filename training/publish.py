@@ -260,6 +260,12 @@ def write_card(
         table = [cells.keys(), ["---"] * len(cells), cells.values()]
         parts += ["## Results", "\n".join("| " + " | ".join(row) + " |" for row in table)]
         parts.append("Summed in float64 over the whole split; [results.json](results.json) has more.")
+    if judged := results.get("judged"):  # by training/judge.py
+        share = judged["share_of_samples_taken_for_their_class"]
+        parts.append(
+            f"Of {judged['num_images']:,} samples, {share:.1%} are taken for the class they were drawn for by the "
+            f"classifier `{judged['classifier']}`."
+        )
     parts += ["## Samples", "![First samples, unselected](samples.png)"]
     training = training_paragraphs(results, recipe)
     if training:
