@@ -1,0 +1,23 @@
+"""The default sampling cache, forward passes on the rows that a row sees, draws what a family's own cache draws."""
+
+import torch
+from conftest import build_model, conditions, seeded
+
+from hf_pixelcnn.caching_causal_image import ForwardCache
+
+
+def test_forward_passes_draw_the_images_of_the_fast_cache(family, variant, monkeypatch):
+    model = build_model(family, **variant, image_size=[9, 4], num_hidden_layers=1).double()
+    assert model.sampling_cache_class is not ForwardCache
+    fast = model.generate(num_images=2, generator=seeded(), **conditions(model, 2))
+    monkeypatch.setattr(type(model), "sampling_cache_class", ForwardCache)
+    assert torch.equal(model.generate(num_images=2, generator=seeded(), **conditions(model, 2)), fast)
+
+
+def test_forward_passes_run_on_the_rows_that_are_seen_only(monkeypatch):
+    model = build_model("pixelcnn", image_size=[12, 3], num_hidden_layers=1, first_kernel_size=3)
+    monkeypatch.setattr(type(model), "sampling_cache_class", ForwardCache)
+    rows = []
+    model.model.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[2]))
+    model.generate()
+    assert rows == [r for row in range(12) for r in [min(row + 1, 3)] * 3]  # itself and two rows above

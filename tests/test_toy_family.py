@@ -1,0 +1,169 @@
+"""A family is a configuration and a network: everything else, its default sampling cache included, comes by itself."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SAMPLERS, random_inputs, seeded
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
+from transformers.models.auto import configuration_auto, image_processing_auto, modeling_auto
+
+import hf_pixelcnn
+from hf_pixelcnn import Family, PixelCNNImageProcessor, compress, decompress, receptive_field
+from hf_pixelcnn.classification_causal_image import ImageClassification
+from hf_pixelcnn.configuration_causal_image import CausalImageModelingConfig
+from hf_pixelcnn.masking_causal_image import MaskedConv2d
+from hf_pixelcnn.modeling_causal_image import (
+    CausalImageBackbone,
+    CausalImageModeling,
+    CausalImagePreTrainedModel,
+    ClassEmbedding,
+    PixelEncoding,
+)
+
+
+@strict
+class ToyConfig(CausalImageModelingConfig):
+    """Masked 3×3 convolutions, one after the other."""
+
+    model_type = "toy"
+
+    num_hidden_layers: int = 2
+
+
+class ToyPreTrainedModel(CausalImagePreTrainedModel):
+    config_class = ToyConfig
+    _no_split_modules = ["MaskedConv2d"]
+
+
+class ToyModel(CausalImageBackbone, ToyPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoding = PixelEncoding(config)
+        groups = {"num_groups": config.num_channel_groups}
+        size, in_channels = config.hidden_size, config.num_channels * self.encoding.features_per_channel
+        self.first = MaskedConv2d(in_channels, size, 3, mask_type="A", **groups)
+        self.layers = nn.ModuleList(MaskedConv2d(size, size, 3, **groups) for _ in range(config.num_hidden_layers))
+        self.class_embedding = ClassEmbedding(config.num_classes, size) if config.num_classes else None
+        self.post_init()
+
+    def backbone_features(self, pixel_values, class_ids, collect):
+        x = self.first(self.encoding(pixel_values, self.first.weight.dtype))
+        if self.class_embedding is not None:
+            x = x + self.class_embedding(class_ids)
+        for layer in self.layers:
+            x = x + F.elu(layer(x))
+            collect(x)
+        return x
+
+
+class ToyForCausalImageModeling(CausalImageModeling, ToyPreTrainedModel):
+    backbone_class = ToyModel
+
+
+class ToyForImageClassification(ImageClassification, ToyPreTrainedModel):
+    backbone_class = ToyModel
+
+
+FAMILY = Family("Toy", "no paper", ToyConfig, ToyModel, ToyForCausalImageModeling, ToyForImageClassification)
+
+
+@pytest.fixture
+def registered():
+    hf_pixelcnn.register_family(FAMILY)
+    yield
+    del hf_pixelcnn.FAMILIES["toy"]
+    configuration_auto.CONFIG_MAPPING._extra_content.pop("toy")
+    for mapping in (
+        modeling_auto.MODEL_MAPPING,
+        modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        image_processing_auto.IMAGE_PROCESSOR_MAPPING,
+    ):
+        mapping._extra_content.pop(ToyConfig)
+
+
+def toy(seed=0, **config):
+    torch.manual_seed(seed)
+    sizes = {"image_size": [5, 6], "hidden_size": 12, "head_hidden_size": 6}
+    model = ToyForCausalImageModeling(ToyConfig(**{**sizes, **config})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5).add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+KINDS = [
+    {},
+    {"num_levels": 5, "num_classes": 3},
+    {"num_channels": 3, "num_levels": 4},
+    {"num_channels": 3, "num_levels": 9, "output_distribution": "logistic_mixture", "num_logistic_mix": 3},
+]
+
+
+@pytest.mark.parametrize("config", KINDS, ids=str)
+def test_all_samplers_draw_the_same_images_and_the_codec_gives_them_back(config):
+    model = toy(**config).double()
+    condition = {"class_ids": [0, 2, -1]} if model.config.num_classes else {}
+    drawn = [model.generate(num_images=3, generator=seeded(), sampler=s, **condition) for s in SAMPLERS]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert drawn[0].unique().numel() > 1
+    pytest.importorskip("constriction")
+    assert torch.equal(decompress(model, compress(model, drawn[0], **condition)), drawn[0])
+
+
+def test_its_receptive_field_has_a_blind_spot_and_its_likelihoods_sum_to_one():
+    model = toy(image_size=8).double()
+    field = receptive_field(model, row=5, column=3)[0]
+    # Three layers of reach 1, and a path upwards moves at most one column to the right per row.
+    assert field.sum(1).tolist() == [0, 0, 7, 6, 5, 3, 0, 0]
+    assert field.cummin(1).values.equal(field)  # from the left edge on
+    assert model.model.first_row_seen(7) == 0  # what a family does not say is not taken for granted
+    small = toy(image_size=2).double()
+    images = torch.cartesian_prod(*[torch.arange(2)] * 4).view(16, 1, 2, 2)
+    assert small.log_prob(images).sum((1, 2, 3)).exp().sum().item() == pytest.approx(1)
+
+
+def test_it_is_trained_saved_and_loaded_by_the_projects_own_means(registered, tmp_path):
+    from hf_pixelcnn.training import PixelCNNTrainer, PixelCNNTrainingArguments, load_classifier, load_model
+
+    model = toy(num_levels=4, num_classes=3)
+    levels = model.generate(class_ids=torch.arange(16) % 3, generator=seeded()).byte().numpy()
+    items = [{"pixel_values": image, "class_ids": i % 3} for i, image in enumerate(levels)]
+    arguments = PixelCNNTrainingArguments(
+        tmp_path / "run", max_steps=2, per_device_train_batch_size=4, ema_decay=0.9, report_to=[], eval_strategy="no"
+    )
+    processor = PixelCNNImageProcessor(num_levels=4)
+    trainer = PixelCNNTrainer(model, arguments, train_dataset=items, eval_dataset=items, processing_class=processor)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] != before
+    trainer.save_model()
+    folder = str(tmp_path / "run")
+    loaded, found = load_model(folder)
+    assert isinstance(loaded, ToyForCausalImageModeling)
+    assert isinstance(AutoConfig.from_pretrained(folder), ToyConfig)
+    assert found.num_levels == 4
+    with trainer.averaged_weights():
+        inputs = random_inputs(loaded)
+        torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits)
+    images = pipeline("unconditional-image-generation", model=folder)(class_ids=[0, 1], generator=seeded()).images
+    assert [image.size for image in images] == [(6, 5)] * 2
+    classifier = load_classifier(folder)
+    assert isinstance(classifier, ToyForImageClassification)
+    by_class = [loaded.log_prob(inputs["pixel_values"], class_ids=torch.full((2,), c)).sum((1, 2, 3)) for c in range(3)]
+    expected = torch.stack(by_class, 1).log_softmax(1)
+    torch.testing.assert_close(classifier(inputs["pixel_values"]).logits.log_softmax(1), expected)
+
+
+def test_without_registration_its_own_classes_load_it_and_the_auto_classes_ask_for_trust(tmp_path):
+    model = toy(num_classes=2)
+    model.save_pretrained(tmp_path)
+    loaded = ToyForCausalImageModeling.from_pretrained(tmp_path)
+    inputs = random_inputs(model)
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert "toy" not in hf_pixelcnn.FAMILIES
+    for auto_class in (AutoModel, AutoModelForImageClassification):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            auto_class.from_pretrained(tmp_path, trust_remote_code=False)
