@@ -127,7 +127,7 @@ def test_heat_maps_show_the_nats_of_every_pixel_beside_its_image(tmp_path, cache
     evaluate(tmp_path / "model", cache, "--heat_map", tmp_path / "heat.png", "--num_heat_maps", 5)
     assert min(Image.open(tmp_path / "heat.png").size) > 100
     seen = []
-    monkeypatch.setattr("pictures.draw_heat_maps", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setattr(score, "draw_heat_maps", lambda *arguments: seen.extend(arguments))
     evaluate(tmp_path / "model", cache, "--heat_map", tmp_path / "heat.png", "--num_heat_maps", 5)
     images, nats, _ = seen
     levels, labels = digits(processor, cache)
