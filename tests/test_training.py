@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
+import hf_pixelcnn
 from hf_pixelcnn import (
     GatedPixelCNNConfig,
     GatedPixelCNNForCausalImageModeling,
@@ -779,3 +780,34 @@ def test_a_stream_that_cannot_be_used_is_answered_in_one_line(tmp_path, digits_w
         "train[5:5]": "split 'train[5:5]' of data set",
     }.items():
         assert message in one_line_error(train.main, [*words, "--train_split", split])
+
+
+def test_every_field_of_every_config_is_an_option():
+    options = {option[0]: option[1] for option in train.config_options(set())}
+    assert options.keys() <= train.ModelArguments.__dataclass_fields__.keys()
+    for family in hf_pixelcnn.FAMILIES.values():
+        names = {config_field.name for config_field in family.config_class.own_fields()} - {"format_version"}
+        assert names <= options.keys()
+    assert options["weight_norm"] == bool | None
+    assert options["hidden_size"] == options["num_logistic_mix"] == int | None
+    assert options["dropout"] == float | None
+
+
+def test_a_field_goes_to_the_config_of_a_family_that_has_it():
+    (arguments,) = train.CommandLineParser([train.ModelArguments]).parse(
+        ["--model_type", "pixelcnn_pp", "--weight_norm", "false", "--hidden_size", "8", "--num_hidden_layers", "1"]
+    )
+    model = train.new_model(arguments, None)
+    assert model.config.weight_norm is False
+    assert not [name for name, _ in model.named_parameters() if name.endswith("gain")]
+    arguments.model_type = "gated_pixelcnn"
+    with pytest.raises(InputError, match="--weight_norm is for pixelcnn_pp; a gated_pixelcnn has no such field"):
+        train.new_model(arguments, None)
+
+
+def test_a_new_classifier_has_no_dropout_unless_asked_for():
+    words = ["--model_type", "pixelcnn_pp", "--output_distribution", "logistic_mixture", "--generative_weight", "0.5"]
+    words += ["--hidden_size", "8", "--num_hidden_layers", "1"]
+    for more, dropout in (([], 0.0), (["--dropout", "0.2"], 0.2)):
+        (arguments,) = train.CommandLineParser([train.ModelArguments]).parse([*words, *more])
+        assert train.new_model(arguments, ["a", "b"]).config.dropout == dropout

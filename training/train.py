@@ -20,16 +20,16 @@ import itertools
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
+from typing import get_args
 
 from command_line import CommandLineParser, one_line_errors
 from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel, set_seed
 
-import hf_pixelcnn
-from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn import FAMILIES, PixelCNNImageProcessor
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
@@ -58,11 +58,23 @@ from hf_pixelcnn.training import (
 
 INIT_IMAGES = 64  # that weight-normalised layers are fitted to before training
 OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png", "loss_curve.png")
-MODEL_CONFIGS = {
-    config.model_type: config
-    for config in map(vars(hf_pixelcnn).get, hf_pixelcnn.__all__)
-    if isinstance(config, type) and issubclass(config, PreTrainedConfig)
-}
+
+
+def config_options(known: set[str]) -> list[tuple]:
+    r"""
+    An option for every field of the config of every family, as fields of a dataclass; `None` means not given.
+
+    Args:
+        known (`set[str]`): Fields that have an option of their own.
+    """
+    options = {}
+    for family in FAMILIES.values():
+        for config_field in family.config_class.own_fields():
+            if config_field.name not in known | {"format_version"}:
+                types = get_args(config_field.type) or (config_field.type,)
+                kind = next((kind for kind in (bool, float, int) if kind in types), str)
+                options[config_field.name] = (config_field.name, kind | None, field(default=None))
+    return list(options.values())
 
 
 @dataclass
@@ -98,12 +110,12 @@ class DataArguments:
 
 
 @dataclass
-class ModelArguments:
+class ChosenArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Continue with this model and processor instead of making new ones."}
     )
     model_type: str | None = field(
-        default=None, metadata={"help": f"Family: {', '.join(MODEL_CONFIGS)}; by default pixelcnn."}
+        default=None, metadata={"help": f"Family: {', '.join(FAMILIES)}; by default pixelcnn."}
     )
     class_conditional: bool = field(
         default=False, metadata={"help": "Condition the model on the classes of the data set."}
@@ -111,21 +123,18 @@ class ModelArguments:
     image_size: int | None = field(default=None, metadata={"help": "Height and width to resize images to."})
     num_channels: int | None = field(default=None, metadata={"help": "1 or 3; by default as the first image has."})
     num_levels: int | None = field(default=None, metadata={"help": "By default 2 with binarization, else 256."})
-    hidden_size: int | None = field(default=None, metadata={"help": "Features. This and what follows: config fields."})
-    num_hidden_layers: int | None = None
-    kernel_size: int | None = None
-    first_kernel_size: int | None = None
-    head_hidden_size: int | None = None
-    num_head_layers: int | None = None
-    dropout: float | None = None
-    num_classes: int | None = None
     generative_weight: float | None = field(
         default=None,
         metadata={"help": "Train a classifier: weight of the likelihood of an image, against that of its class."},
     )
-    output_distribution: str | None = None
-    num_logistic_mix: int | None = None
-    input_encoding: str | None = None
+
+
+# The rest are the fields of the configs, see the families' `...Config`.
+ModelArguments = make_dataclass(
+    "ModelArguments",
+    config_options({option.name for option in fields(ChosenArguments)}),
+    bases=(ChosenArguments,),
+)
 
 
 def check_output_dir(folder: str, is_resumed: bool):
@@ -185,12 +194,16 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
         given: Fields that the data decide.
     """
     family = args.model_type or "pixelcnn"
-    if family not in MODEL_CONFIGS:
-        raise InputError(f"unknown --model_type {family!r}; known are {', '.join(MODEL_CONFIGS)}.")
-    config_class = MODEL_CONFIGS[family]
+    if family not in FAMILIES:
+        raise InputError(f"unknown --model_type {family!r}; known are {', '.join(FAMILIES)}.")
+    config_class = FAMILIES[family].config_class
     auto_class = AutoModel if args.generative_weight is None else AutoModelForImageClassification
     own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
+    has = {config_field.name for config_field in config_class.own_fields()}
+    for name in chosen.keys() - has:
+        others = [key for key, other in FAMILIES.items() if hasattr(other.config_class(), name)]
+        raise InputError(f"--{name} is for {', '.join(others)}; a {family} has no such field.")
     if args.generative_weight is not None:
         chosen.setdefault("dropout", 0.0)
     if names:
