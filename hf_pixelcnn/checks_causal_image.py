@@ -68,6 +68,18 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
         )
 
 
+def _class_id(one: object, config: CausalImageModelingConfig) -> int:
+    """The id of a class given by id or name."""
+    if isinstance(one, str):
+        names = config.label2id if config.num_classes else {}
+        if one not in names:
+            raise ValueError(f"There is no class {one!r}; the model has {list(names) or 'no classes'}.")
+        return names[one]
+    if isinstance(one, bool) or not isinstance(one, Integral):
+        raise TypeError(f"`class_ids` must be ids or names of classes, got {one!r}.")
+    return int(one)
+
+
 def class_ids_of(classes: object, config: CausalImageModelingConfig) -> torch.Tensor:
     r"""
     Read what a user calls classes.
@@ -86,13 +98,7 @@ def class_ids_of(classes: object, config: CausalImageModelingConfig) -> torch.Te
     if isinstance(classes, str | Integral):
         classes = [classes]
     if isinstance(classes, list | tuple | range):
-        names = config.label2id if config.num_classes else {}
-        for one in classes:
-            if isinstance(one, str) and one not in names:
-                raise ValueError(f"There is no class {one!r}; the model has {list(names) or 'no classes'}.")
-            if isinstance(one, bool) or not isinstance(one, str | Integral):
-                raise TypeError(f"`class_ids` must be ids or names of classes, got {one!r}.")
-        classes = torch.tensor([names[one] if isinstance(one, str) else int(one) for one in classes], dtype=torch.long)
+        classes = torch.tensor([_class_id(one, config) for one in classes], dtype=torch.long)
     if not isinstance(classes, torch.Tensor):
         if not hasattr(classes, "__array__"):
             kind = type(classes).__name__

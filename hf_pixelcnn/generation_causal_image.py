@@ -321,7 +321,7 @@ class CausalImageGenerationMixin(torch.nn.Module):
         return PixelCNNGenerationConfig(**settings)
 
     def _request_shape(self, pixel_values, class_ids, num_images, image_size, generator) -> tuple[int, int, int, int]:
-        """`(batch, channels, height, width)` of a request; everything that says a number of images must agree."""
+        """`(batch, channels, height, width)` of a request."""
         if num_images is not None:
             check_count("num_images", num_images)
         if pixel_values is not None and not (isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4):
@@ -336,16 +336,7 @@ class CausalImageGenerationMixin(torch.nn.Module):
             "class_ids": None if class_ids is None else len(class_ids_of(class_ids, self.config)),
             "pixel_values": None if pixel_values is None else len(pixel_values),
         }
-        counts = {name: count for name, count in counts.items() if count is not None}
-        batch = max(counts.values(), default=1)
-        for name, count in counts.items():
-            if count != batch and not (count == 1 and name in ("class_ids", "pixel_values")):
-                raise ValueError(
-                    f"Arguments disagree about the number of images: {counts}. Only a single one of `class_ids` or "
-                    "`pixel_values` stands for all."
-                )
-        if 0 in counts.values():
-            raise ValueError(f"Nothing to draw: {counts}.")
+        batch = _agreed_count({name: count for name, count in counts.items() if count is not None})
         height, width = as_height_and_width(self.config.image_size if image_size is None else image_size)
         if pixel_values is not None:
             size = tuple(pixel_values.shape[2:])
@@ -384,6 +375,20 @@ class CausalImageGenerationMixin(torch.nn.Module):
         given = torch.where(given_mask.to(pixel_values.device), computable(pixel_values).expand(shape), 0)
         check_levels("pixel_values", given, self.config)
         return given_mask, given.long()
+
+
+def _agreed_count(counts: dict[str, int]) -> int:
+    """The number of images, of everything that says one: all must agree, or be one class or image for all."""
+    batch = max(counts.values(), default=1)
+    for name, count in counts.items():
+        if count != batch and not (count == 1 and name in ("class_ids", "pixel_values")):
+            raise ValueError(
+                f"Arguments disagree about the number of images: {counts}. Only a single one of `class_ids` or "
+                "`pixel_values` stands for all."
+            )
+    if 0 in counts.values():
+        raise ValueError(f"Nothing to draw: {counts}.")
+    return batch
 
 
 def _count_generators(generator) -> int | None:
