@@ -177,12 +177,26 @@ def test_no_source_file_is_held_twice():
 
 
 @pytest.mark.parametrize(
-    "word", ["/home/someone/digits", "~/digits", "C:\\digits", "hf_" + "a" * 34, "https://me:secret@host/x"]
+    "word",
+    [
+        "/home/someone/digits",
+        "~/digits",
+        "C:\\digits",
+        "file:///home/someone/d",
+        "../../someone/d",
+        '{"train":"/home/someone/x"}',
+        "my_hf_" + "a" * 34,
+        "https://me:secret@host/x",
+        "git@host:someone/x",
+    ],
 )
 def test_a_command_that_names_a_machine_or_holds_a_secret_is_not_published(run, word, unchecked):
     results = RESULTS | {"command": f"train.py --dataset ylecun/mnist --option {shlex.quote(word)}"}
     (run / "results.json").write_text(json.dumps(results))
     assert "a path of this machine, or a secret" in one_line_error(publish.main, ["--model", run])
+    (run / "results.json").write_text(json.dumps(RESULTS))
+    (run / "recipe.yaml").write_text(f"hidden_size: 12\noption: {json.dumps(word)}\n")
+    assert "recipe.yaml holds" in one_line_error(publish.main, ["--model", run])
     assert not (run / "hub").exists()
 
 

@@ -39,6 +39,9 @@ from hf_pixelcnn import FAMILIES, PixelCNNImagePipeline, PixelCNNImageProcessor
 from hf_pixelcnn.training import InputError, draw_samples, load_model, write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
+PRIVATE = re.compile(  # absolute paths, homes and parents; tokens; credentials and users of remotes
+    r"""(^|[\s=,;\[({"'])(/\w|~|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|hf_[A-Za-z0-9]{20,}|://[^/\s]*@|\w@[\w.-]+:"""
+)
 TASK = "unconditional-image-generation"
 WRITTEN = ("README.md", "*.json", "model*.safetensors", "*.py", "samples.png", "recipe.yaml")
 METRICS = {  # of results.json: their names, and digits that are worth giving
@@ -91,6 +94,14 @@ def read_results(folder: Path, dataset: str | None) -> dict:
     return results
 
 
+def check_public(what: str, text: str):
+    """Raise if `text` holds a path of one machine, a user's name in one, or what looks like a secret."""
+    if PRIVATE.search(text):
+        raise InputError(
+            f"{what} holds {text.strip()!r}: a path of this machine, or a secret. Put a public name in its place."
+        )
+
+
 def portable_command(command: str, names: dict[str, str]) -> str:
     r"""
     A training command as anybody may read it, and run it in a checkout of the project.
@@ -103,16 +114,16 @@ def portable_command(command: str, names: dict[str, str]) -> str:
         InputError: If it holds a path of one machine or what looks like a token.
     """
     words = []
-    for word in shlex.split(command):
+    try:
+        parts = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"the command of the run, in results.json, cannot be read: {error}.") from error
+    for word in parts:
         option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
         value = names.get(value, value)
         if Path(value).is_absolute() and Path(value).is_relative_to(PROJECT):
             value = str(Path(value).relative_to(PROJECT))
-        if re.search(r"^[/~\\]|^[A-Za-z]:[\\/]|\bhf_[A-Za-z0-9]{20,}|://[^/]*@", value):
-            raise InputError(
-                f"the command of the run, in results.json, holds {value!r}: a path of this machine, or a secret. Put a "
-                "public name in its place."
-            )
+        check_public("the command of the run, in results.json,", value)
         words.append(option + equals + value)
     return shlex.join(words)
 
@@ -129,6 +140,8 @@ def read_recipe(folder: Path, given: str | None) -> str | None:
         is_recipe = False
     if not is_recipe:
         raise InputError(f"{path} is not a recipe: it must hold `key: value` pairs.")
+    for line in text.splitlines():
+        check_public(str(path), line)
     return text
 
 

@@ -201,7 +201,7 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
     own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
     has = {config_field.name for config_field in config_class.own_fields()}
-    for name in chosen.keys() - has:
+    for name in sorted(chosen.keys() - has):
         others = [key for key, other in FAMILIES.items() if hasattr(other.config_class(), name)]
         raise InputError(f"--{name} is for {', '.join(others)}; a {family} has no such field.")
     if args.generative_weight is not None:
