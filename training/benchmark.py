@@ -194,6 +194,8 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
     compiled = None
     if args.compiled:
         fast = torch.compile(model, dynamic=False)
+        for _ in range(2):  # compiles, which is not what is timed
+            forward(fast)
         compiled = median_seconds(lambda: forward(fast), device)
         torch.compiler.reset()
     is_slow = eager > SLOW_FORWARD
