@@ -15,6 +15,7 @@ from transformers import LogitsProcessorList
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import (
     GuidedConditional,
+    LevelConditional,
     OutputDistribution,
     from_raster,
     levels_from_noise,
@@ -59,7 +60,7 @@ class Canvas:
     Dimensions are numbered in raster order; `levels` is `(batch, height * width * channels)`.
 
     Args:
-        distribution ([`OutputDistribution`]): What parameters mean.
+        distribution ([`LevelConditional`]): What parameters mean.
         shape (`(batch, channels, height, width)`): Of the images.
         device (`torch.device`): Of the levels.
         on_row (callable): Called with `(row, levels)`, `(batch, channels, width)`, when a row is finished.
@@ -69,7 +70,7 @@ class Canvas:
 
     def __init__(
         self,
-        distribution: OutputDistribution | GuidedConditional,
+        distribution: LevelConditional,
         shape: tuple[int, int, int, int],
         device: torch.device,
         on_row: Callable[[int, torch.Tensor], object],

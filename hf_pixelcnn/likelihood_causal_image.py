@@ -52,40 +52,8 @@ def levels_from_noise(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor
     return torch.minimum(first, last)
 
 
-class OutputDistribution:
-    r"""
-    One distribution over the levels of every dimension.
-
-    Args:
-        num_channels (`int`): Channels of a pixel.
-        num_levels (`int`): Levels of a dimension.
-    """
-
-    def __init__(self, num_channels: int, num_levels: int):
-        self.num_channels = num_channels
-        self.num_levels = num_levels
-
-    @classmethod
-    def from_config(cls, config) -> "OutputDistribution":
-        """The distribution that a model's configuration describes."""
-        return cls(config.num_channels, config.num_levels)
-
-    @property
-    def num_parameters(self) -> int:
-        """Numbers per pixel that the network has to output."""
-        raise NotImplementedError
-
-    def from_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Arrange network outputs `(batch, num_parameters, height, width)` as parameters."""
-        raise NotImplementedError
-
-    def pixels(self, parameters: torch.Tensor) -> torch.Tensor:
-        """Parameters with the pixels in front, `(batch, height, width, ...)`, as `level_logits` takes them."""
-        raise NotImplementedError
-
-    def log_prob(self, parameters: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        """log p of every level in nats: `(batch, channels, height, width)`, at least float32."""
-        raise NotImplementedError
+class LevelConditional:
+    """The levels of one dimension given its past: what samplers and the codec ask for."""
 
     def level_logits(
         self, parameters: torch.Tensor, channel: int, previous_channels: torch.Tensor | None = None
@@ -129,6 +97,42 @@ class OutputDistribution:
         if level_logits is None:
             level_logits = self.level_logits(parameters, channel, previous_channels)
         return levels_from_noise(level_logits, noise)
+
+
+class OutputDistribution(LevelConditional):
+    r"""
+    One distribution over the levels of every dimension.
+
+    Args:
+        num_channels (`int`): Channels of a pixel.
+        num_levels (`int`): Levels of a dimension.
+    """
+
+    def __init__(self, num_channels: int, num_levels: int):
+        self.num_channels = num_channels
+        self.num_levels = num_levels
+
+    @classmethod
+    def from_config(cls, config) -> "OutputDistribution":
+        """The distribution that a model's configuration describes."""
+        return cls(config.num_channels, config.num_levels)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers per pixel that the network has to output."""
+        raise NotImplementedError
+
+    def from_outputs(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Arrange network outputs `(batch, num_parameters, height, width)` as parameters."""
+        raise NotImplementedError
+
+    def pixels(self, parameters: torch.Tensor) -> torch.Tensor:
+        """Parameters with the pixels in front, `(batch, height, width, ...)`, as `level_logits` takes them."""
+        raise NotImplementedError
+
+    def log_prob(self, parameters: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """log p of every level in nats: `(batch, channels, height, width)`, at least float32."""
+        raise NotImplementedError
 
 
 class BernoulliOutput(OutputDistribution):
@@ -324,12 +328,10 @@ class LogisticMixtureOutput(OutputDistribution):
         return level[..., 0].masked_fill_(weights[..., 0, 0].isnan(), -1)
 
 
-class GuidedConditional:
+class GuidedConditional(LevelConditional):
     r"""
     The levels of one dimension under guidance: log-probabilities without a class plus `scale` times what the class adds
     to them, normalised. The parameters of a batch are those with classes, then those without.
-
-    It stands for an [`OutputDistribution`] where single dimensions are decided.
 
     Args:
         distribution ([`OutputDistribution`]): Of the model.
@@ -339,27 +341,11 @@ class GuidedConditional:
     def __init__(self, distribution: OutputDistribution, scale: float):
         self.distribution, self.scale = distribution, scale
 
-    def level_logits(
-        self, parameters: torch.Tensor, channel: int, previous_channels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """As [`~OutputDistribution.level_logits`], of half the batch."""
+    def level_logits(self, parameters, channel, previous_channels=None):
         both = None if previous_channels is None else torch.cat((previous_channels, previous_channels))
         logits = self.distribution.level_logits(parameters, channel, both)
         with_class, without = logits.chunk(2)
         return (without + self.scale * (with_class - without)).log_softmax(-1)
-
-    def icdf(
-        self,
-        parameters: torch.Tensor,
-        channel: int,
-        noise: torch.Tensor,
-        previous_channels: torch.Tensor | None = None,
-        level_logits: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As [`~OutputDistribution.icdf`], of half the batch."""
-        if level_logits is None:
-            level_logits = self.level_logits(parameters, channel, previous_channels)
-        return levels_from_noise(level_logits, noise)
 
 
 OUTPUT_DISTRIBUTIONS = {
@@ -389,6 +375,7 @@ __all__ = [
     "BernoulliOutput",
     "CategoricalOutput",
     "GuidedConditional",
+    "LevelConditional",
     "LogisticMixtureOutput",
     "OutputDistribution",
     "bits_per_dim",

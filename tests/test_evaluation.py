@@ -11,8 +11,7 @@ from conftest import DIGITS, classy_model, one_line_error
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
-from hf_pixelcnn import PixelCNNImageProcessor
-from hf_pixelcnn import training as image_data
+from hf_pixelcnn import PixelCNNImageProcessor, training
 from hf_pixelcnn.training import calibration_error, classification_metrics
 
 SMALL = {"image_size": 8, "num_classes": 10, "id2label": {i: f"digit {i}" for i in range(10)}}
@@ -51,7 +50,7 @@ def evaluate(model, cache, *words):
 
 
 def digits(processor, cache):
-    rows = image_data.load_split(DIGITS, "test[:40]", cache_dir=cache)
+    rows = training.load_split(DIGITS, "test[:40]", cache_dir=cache)
     return processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"], torch.tensor(rows["label"])
 
 
@@ -81,12 +80,12 @@ def test_several_draws_of_a_binarisation_have_a_mean_and_a_spread(tmp_path, cach
     processor = PixelCNNImageProcessor(num_levels=2, binarization="stochastic", size=8)
     model = saved(tmp_path / "model", processor)
     results = evaluate(tmp_path / "model", cache, "--num_resamplings", "3", "--seed", "5")
-    rows = image_data.load_split(DIGITS, "test[:40]", cache_dir=cache)
-    images = image_data.LevelDataset(rows, 2, processor, with_classes=True, seed=5)
+    rows = training.load_split(DIGITS, "test[:40]", cache_dir=cache)
+    images = training.LevelDataset(rows, 2, processor, with_classes=True, seed=5)
     totals = []
     for epoch in range(3):
         images.set_epoch(epoch)
-        batch = image_data.collate_levels([images[i] for i in range(40)])
+        batch = training.collate_levels([images[i] for i in range(40)])
         totals.append(-model.log_prob(batch["labels"], class_ids=batch["class_ids"]).sum().item())
     assert len(set(totals)) == 3
     assert results["nats_per_image"] == pytest.approx(np.mean(totals) / 40)

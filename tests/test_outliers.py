@@ -12,8 +12,7 @@ import torch
 from conftest import DIGITS, build_model, one_line_error, strengthen_classes
 from PIL import Image
 
-from hf_pixelcnn import PixelCNNImageProcessor
-from hf_pixelcnn import training as image_data
+from hf_pixelcnn import PixelCNNImageProcessor, training
 
 SMALL = {"image_size": 8, "num_levels": 4}
 
@@ -74,7 +73,7 @@ def test_scores_and_auroc_are_those_of_the_formulas(tmp_path, shades, capsys, nu
     processor = PixelCNNImageProcessor(num_levels=4, size=8)
 
     def levels(dataset, split):
-        rows = image_data.load_split(dataset, split, cache_dir=str(tmp_path / "cache"))
+        rows = training.load_split(dataset, split, cache_dir=str(tmp_path / "cache"))
         return processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
 
     def nats(model, levels):

@@ -30,8 +30,8 @@ from hf_pixelcnn import (
     PixelCNNConfig,
     PixelCNNForCausalImageModeling,
     PixelCNNImageProcessor,
+    training,
 )
-from hf_pixelcnn import training as image_data
 from hf_pixelcnn.training import InputError, PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 
 TINY = ["--hidden_size", "8", "--num_hidden_layers", "2", "--head_hidden_size", "8", "--first_kernel_size", "3"]
@@ -106,9 +106,9 @@ def test_accumulating_twice_four_images_equals_a_batch_of_eight(tmp_path):
 @pytest.fixture
 def grey_digits(tmp_path):
     """Sixteen digits of 6×6, binarised anew in each epoch."""
-    rows = image_data.load_split(DIGITS, "train[:16]", cache_dir=str(tmp_path / "cache"))
+    rows = training.load_split(DIGITS, "train[:16]", cache_dir=str(tmp_path / "cache"))
     processor = PixelCNNImageProcessor(num_levels=2, binarization="stochastic", size=6)
-    return lambda: image_data.LevelDataset(rows, 2, processor, seed=3)
+    return lambda: training.LevelDataset(rows, 2, processor, seed=3)
 
 
 # in the middle and at the end of an epoch of four steps
@@ -186,7 +186,7 @@ def test_the_saved_and_evaluated_weights_are_the_moving_average(tmp_path):
     assert_same(weights_of(model), history[-1], check_dtype=False, rtol=0, atol=0)
 
     average = AutoModel.from_pretrained(tmp_path)
-    pixel_values = image_data.collate_levels(images[:5])["pixel_values"]
+    pixel_values = training.collate_levels(images[:5])["pixel_values"]
     nats = -average.log_prob(pixel_values).double().mean().item()
     assert trainer.state.log_history[-2]["eval_loss"] == pytest.approx(nats, rel=1e-6)
     assert abs(-model.eval().log_prob(pixel_values).mean().item() - nats) > 1e-5  # so the two differ at all
@@ -199,7 +199,7 @@ def test_the_saved_and_evaluated_weights_are_the_moving_average(tmp_path):
 def test_evaluation_scores_each_image_once_whatever_the_batch_size(tmp_path, monkeypatch, options, tolerance):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # put back what `torch_compile` leaves behind
     model, images = gated_model(dropout=0.5), random_images(7)
-    pixel_values = image_data.collate_levels(images)["pixel_values"]
+    pixel_values = training.collate_levels(images)["pixel_values"]
     nats = -model.eval().log_prob(pixel_values).double().sum().item()
     trainer = trainer_for(tmp_path, model, images, eval_images=images, per_device_eval_batch_size=3, **options)
     metrics = trainer.evaluate()
@@ -250,15 +250,15 @@ def shades(tmp_path):
 
 
 def test_levels_are_those_of_the_processor_in_order(tmp_path):
-    rows = image_data.load_split(DIGITS, "train[2000:3100]", cache_dir=str(tmp_path))  # more than one block
+    rows = training.load_split(DIGITS, "train[2000:3100]", cache_dir=str(tmp_path))  # more than one block
     processor = PixelCNNImageProcessor(num_levels=5)
-    images = image_data.LevelDataset(rows, 5, processor, with_classes=True)
+    images = training.LevelDataset(rows, 5, processor, with_classes=True)
     assert len(images) == 1100
     for index in (0, 999, 1000, 1099):
         expected = processor(rows[index]["image"], return_tensors="np")["pixel_values"][0]
         assert np.array_equal(images[index]["pixel_values"], expected)
         assert images[index]["class_ids"] == rows[index]["label"]
-    batch = image_data.collate_levels([images[7], images[1001]])
+    batch = training.collate_levels([images[7], images[1001]])
     assert batch["pixel_values"].dtype == torch.uint8
     assert batch["labels"].dtype == batch["class_ids"].dtype == torch.int64
     assert torch.equal(batch["pixel_values"], batch["labels"])
@@ -282,9 +282,9 @@ def test_stochastic_binarisation_changes_with_the_epoch_and_follows_the_pixels(g
 
 
 def test_class_dropout_hides_some_classes_anew_in_each_epoch(tmp_path):
-    rows = image_data.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
+    rows = training.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
     shown = lambda images: np.array([images[i]["class_ids"] for i in range(len(images))])  # noqa: E731
-    images = image_data.LevelDataset(rows, 256, PixelCNNImageProcessor(), with_classes=True, class_dropout=0.3, seed=1)
+    images = training.LevelDataset(rows, 256, PixelCNNImageProcessor(), with_classes=True, class_dropout=0.3, seed=1)
     own = images.class_ids
     epochs = []
     for epoch in range(50):
@@ -297,9 +297,9 @@ def test_class_dropout_hides_some_classes_anew_in_each_epoch(tmp_path):
 
 
 def test_mutations_replace_some_levels_by_any_of_them_anew_in_each_epoch(tmp_path):
-    rows = image_data.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
+    rows = training.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
     clean, mutated, all_new = (
-        image_data.LevelDataset(rows, 5, PixelCNNImageProcessor(num_levels=5), mutation_rate=rate, seed=1)
+        training.LevelDataset(rows, 5, PixelCNNImageProcessor(num_levels=5), mutation_rate=rate, seed=1)
         for rate in (0.0, 0.3, 1.0)
     )
     shown = lambda images: np.stack([images[i]["pixel_values"] for i in range(20)])  # noqa: E731
@@ -308,7 +308,7 @@ def test_mutations_replace_some_levels_by_any_of_them_anew_in_each_epoch(tmp_pat
     assert np.array_equal(first, shown(mutated))
     assert abs((first != shown(clean)).mean() - 0.3 * 0.8) < 0.02  # one level in five is what it was
     assert all(np.array_equal(mutated[i]["labels"], clean[i]["pixel_values"]) for i in range(20))
-    batch = image_data.collate_levels([mutated[0]])  # what is predicted are the image's own levels
+    batch = training.collate_levels([mutated[0]])  # what is predicted are the image's own levels
     assert np.array_equal(batch["labels"][0], clean[0]["pixel_values"])
     assert np.array_equal(batch["pixel_values"][0], first[0])
     frequencies = np.bincount(shown(all_new).ravel(), minlength=5) / first.size
@@ -318,14 +318,14 @@ def test_mutations_replace_some_levels_by_any_of_them_anew_in_each_epoch(tmp_pat
 
 
 def test_a_column_of_codes_is_found_and_keeps_its_values(codes):
-    rows = image_data.load_split(codes, "train[4:]")
-    assert image_data.find_image_column(rows.features) == ("grid", True)
-    images = image_data.LevelDataset(rows, 300)
+    rows = training.load_split(codes, "train[4:]")
+    assert training.find_image_column(rows.features) == ("grid", True)
+    images = training.LevelDataset(rows, 300)
     assert len(images) == 12
     assert images[1]["pixel_values"].dtype == np.int32
     assert np.array_equal(images[1]["pixel_values"], [rows[1]["grid"]])
     with pytest.raises(InputError, match=r"codes in column 'grid' must be 0 ... 199"):
-        image_data.LevelDataset(rows, 200)
+        training.LevelDataset(rows, 200)
 
 
 # The scripts
@@ -374,7 +374,7 @@ def trained(tmp_path_factory, digits_words):
 def test_train_leaves_a_model_a_processor_results_and_pictures(trained, tmp_path, digits_words):
     results = json.loads((trained / "results.json").read_text())
     model, processor = AutoModel.from_pretrained(trained), AutoImageProcessor.from_pretrained(trained)
-    rows = image_data.load_split(DIGITS, "test[:7]", cache_dir=digits_words[digits_words.index("--cache_dir") + 1])
+    rows = training.load_split(DIGITS, "test[:7]", cache_dir=digits_words[digits_words.index("--cache_dir") + 1])
     pixel_values = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (7, 1, 8, 8)
     assert (processor.threshold, processor.num_levels) == (99, 2)
@@ -395,7 +395,7 @@ def test_evaluate_equals_the_sum_of_log_probabilities(trained, tmp_path, digits_
     options = ["--output", str(output), "--batch_size", batch_size, "--device", "cpu", "--dtype", "float64"]
     score.main([*words, *options])
     model, processor = AutoModel.from_pretrained(trained).double(), AutoImageProcessor.from_pretrained(trained)
-    rows = image_data.load_split(DIGITS, "train[5:16]", cache_dir=cache)
+    rows = training.load_split(DIGITS, "train[5:16]", cache_dir=cache)
     pixel_values = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
     nats = -model.log_prob(pixel_values).sum().item()
     found = json.loads(output.read_text())
@@ -595,16 +595,16 @@ def test_the_names_of_classes_are_those_of_the_last_data(tmp_path, digits_words)
 
 
 def test_classes_that_the_model_lacks_are_noticed_before_training(tmp_path, digits_words):
-    rows = image_data.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
-    images = image_data.LevelDataset(rows, 2, PixelCNNImageProcessor(num_levels=2), with_classes=True)
-    image_data.check_classes_of(images, "train", 10)
+    rows = training.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
+    images = training.LevelDataset(rows, 2, PixelCNNImageProcessor(num_levels=2), with_classes=True)
+    training.check_classes_of(images, "train", 10)
     images.class_ids[3] = -1
-    image_data.check_classes_of(images, "train", 10)
-    with pytest.raises(image_data.InputError, match=r"classes from -1 to \d; the model has 0 ... 9\.$"):
-        image_data.check_classes_of(images, "train", 10, least=0)
+    training.check_classes_of(images, "train", 10)
+    with pytest.raises(training.InputError, match=r"classes from -1 to \d; the model has 0 ... 9\.$"):
+        training.check_classes_of(images, "train", 10, least=0)
     images.class_ids[3] = 10
-    with pytest.raises(image_data.InputError, match=r"'train' has classes from 0 to 10; .* 0 ... 9, or -1 for none"):
-        image_data.check_classes_of(images, "train", 10)
+    with pytest.raises(training.InputError, match=r"'train' has classes from 0 to 10; .* 0 ... 9, or -1 for none"):
+        training.check_classes_of(images, "train", 10)
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -713,18 +713,18 @@ def test_no_script_imports_the_library_that_has_the_name_of_a_script():
 @pytest.fixture
 def stream():
     """A stream of ten digits of 6×6, binarised anew in each epoch; some without their class."""
-    rows = image_data.load_split(DIGITS, "train[3:13]", streaming=True)
+    rows = training.load_split(DIGITS, "train[3:13]", streaming=True)
     processor = PixelCNNImageProcessor(num_levels=2, binarization="stochastic", size=6)
-    return lambda: image_data.LevelStream(rows, 2, processor, with_classes=True, class_dropout=0.2, seed=3)
+    return lambda: training.LevelStream(rows, 2, processor, with_classes=True, class_dropout=0.2, seed=3)
 
 
 def test_a_stream_shows_each_image_once_an_epoch_in_an_order_of_its_own(tmp_path):
-    stored = image_data.load_split(DIGITS, "train[3:13]", cache_dir=str(tmp_path))
-    rows = image_data.load_split(DIGITS, "train[3:13]", streaming=True)
+    stored = training.load_split(DIGITS, "train[3:13]", cache_dir=str(tmp_path))
+    rows = training.load_split(DIGITS, "train[3:13]", streaming=True)
     processor = PixelCNNImageProcessor(num_levels=5)
-    known = image_data.LevelDataset(stored, 5, processor, with_classes=True)
+    known = training.LevelDataset(stored, 5, processor, with_classes=True)
     known = {image["pixel_values"].tobytes(): (index, image["class_ids"]) for index, image in enumerate(known)}
-    stream = iter(image_data.LevelStream(rows, 5, processor, with_classes=True))
+    stream = iter(training.LevelStream(rows, 5, processor, with_classes=True))
     epochs = []
     for _ in range(3):
         items = [next(stream) for _ in range(10)]

@@ -15,7 +15,15 @@ import torch
 from command_line import CommandLineParser, one_line_errors
 from tqdm.auto import tqdm
 
-from hf_pixelcnn.training import InputError, choose_device, load_classifier, load_model, run_facts, write_json
+from hf_pixelcnn.training import (
+    InputError,
+    choose_device,
+    load_classifier,
+    load_model,
+    load_processor,
+    run_facts,
+    write_json,
+)
 
 
 @dataclass
@@ -36,7 +44,7 @@ def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser([JudgeArguments]).parse(arguments)
     device = choose_device(args.device)
     model, processor = load_model(args.model)
-    classifier, (_, judges_processor) = load_classifier(args.classifier), load_model(args.classifier)
+    classifier, judges_processor = load_classifier(args.classifier), load_processor(args.classifier)
     if processor is None or judges_processor is None:
         raise InputError("--model and --classifier must be models of images, with image processors.")
     names = [model.config.id2label[i] for i in range(model.config.num_classes)]

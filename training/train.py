@@ -60,6 +60,11 @@ INIT_IMAGES = 64  # that weight-normalised layers are fitted to before training
 OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png", "loss_curve.png")
 
 
+def field_names(config_class: type) -> set[str]:
+    """Names of the fields that describe a model."""
+    return {config_field.name for config_field in config_class.own_fields()}
+
+
 def config_options(known: set[str]) -> list[tuple]:
     r"""
     An option for every field of the config of every family, as fields of a dataclass; `None` means not given.
@@ -200,9 +205,8 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
     auto_class = AutoModel if args.generative_weight is None else AutoModelForImageClassification
     own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
-    has = {config_field.name for config_field in config_class.own_fields()}
-    for name in sorted(chosen.keys() - has):
-        others = [key for key, other in FAMILIES.items() if hasattr(other.config_class(), name)]
+    for name in sorted(chosen.keys() - field_names(config_class)):
+        others = [key for key, other in FAMILIES.items() if name in field_names(other.config_class)]
         raise InputError(f"--{name} is for {', '.join(others)}; a {family} has no such field.")
     if args.generative_weight is not None:
         chosen.setdefault("dropout", 0.0)

@@ -20,7 +20,7 @@ from .pictures import (
     draw_samples,
 )
 from .records import has_fast_bfloat16, keep_freed_memory, run_facts, write_json
-from .saved_models import choose_device, load_classifier, load_model
+from .saved_models import choose_device, load_classifier, load_model, load_processor
 from .scoring import (
     calibration_error,
     class_probabilities,
@@ -60,6 +60,7 @@ __all__ = [
     "last_checkpoint",
     "load_classifier",
     "load_model",
+    "load_processor",
     "load_split",
     "metrics_of",
     "nats_per_image",

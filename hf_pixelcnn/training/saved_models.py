@@ -13,20 +13,25 @@ from .errors import InputError
 def load_model(
     path: str, dtype: torch.dtype | str = torch.float32
 ) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
-    r"""
-    Model (`dtype="auto"`: in the dtype it was saved in) and image processor (`None` if there is none).
-
-    Raises:
-        InputError: If one of them is there and cannot be loaded.
-    """
+    """Model (`dtype="auto"`: in the dtype it was saved in) and image processor, see [`load_processor`]."""
     try:
         model = AutoModel.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"cannot load a model from {path!r}: {error}") from error
+    return model, load_processor(path)
+
+
+def load_processor(path: str) -> PixelCNNImageProcessor | None:
+    r"""
+    The image processor of a saved model; `None` of a model of codes, which has none.
+
+    Raises:
+        InputError: If there is one, and it cannot be loaded.
+    """
     try:
         if cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
-            return model, None  # a model of codes
-        return model, AutoImageProcessor.from_pretrained(path)
+            return None
+        return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"cannot load the image processor of {path!r}: {error}") from error
 
