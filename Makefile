@@ -2,15 +2,16 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 OLDEST := .venv-oldest
-CORE_TESTS := $(addprefix tests/test_, $(addsuffix .py, accelerate bad_input causality checkpoints configuration \
-	hub image_processing likelihood modeling pipeline sampling training))
+# As many processes as cores, at most 4.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help install demo test test-oldest lint benchmark cards golden docs clean
+.PHONY: help install demo test test-quick test-oldest lint benchmark cards golden docs clean
 
 help:
 	@echo "make demo       train on bundled digits for at most 4 minutes, draw new ones into demo/"
 	@echo "make test       run the tests"
-	@echo "make test-oldest  run the core tests with the oldest transformers and huggingface_hub that are supported"
+	@echo "make test-quick run those that neither train, compile nor start processes"
+	@echo "make test-oldest  run those that depend on versions, with the oldest dependencies that are supported"
 	@echo "make cards      bring cards and configurations in model_cards/ up to date with the code"
 	@echo "make golden     write the numbers anew that likelihoods and samples are held to"
 	@echo "make docs       the reference of the package, as pages in docs/"
@@ -30,7 +31,10 @@ demo: install
 	$(PYTHON) training/demo.py --output_dir demo
 
 test: install
-	$(PYTHON) -m pytest
+	$(PYTHON) $(PYTEST) --durations 15
+
+test-quick: install
+	$(PYTHON) $(PYTEST) -m "not slow"
 
 # A second environment that sees the packages of the first one, torch above all, except those it has itself.
 $(OLDEST)/.installed: $(VENV)/.installed constraints-oldest.txt
@@ -43,7 +47,7 @@ $(OLDEST)/.installed: $(VENV)/.installed constraints-oldest.txt
 	@touch $@
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest $(CORE_TESTS)
+	$(OLDEST)/bin/python $(PYTEST) -m versions --durations 15
 
 cards: install
 	set -e; for config in model_cards/*/config.json; do \

@@ -8,31 +8,19 @@ sys.path.append(str(Path(__file__).parent.parent / "training"))  # scripts, whos
 
 import pytest
 import torch
+from families import facts
 
-from hf_pixelcnn import (
-    GatedPixelCNNConfig,
-    GatedPixelCNNForCausalImageModeling,
-    GatedPixelCNNForImageClassification,
-    PixelCNNConfig,
-    PixelCNNForCausalImageModeling,
-    PixelCNNForImageClassification,
-    PixelCNNPPConfig,
-    PixelCNNPPForCausalImageModeling,
-    PixelCNNPPForImageClassification,
-)
+import hf_pixelcnn
+from hf_pixelcnn.configuration_causal_image import MaskedKernelConfig
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores
+    torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "tests" / "data" / "mnist_digits")
-FAMILIES = {
-    "pixelcnn": (PixelCNNConfig, PixelCNNForCausalImageModeling),
-    "gated_pixelcnn": (GatedPixelCNNConfig, GatedPixelCNNForCausalImageModeling),
-    "pixelcnn_pp": (PixelCNNPPConfig, PixelCNNPPForCausalImageModeling),
-}
-CLASSIFIERS = {
-    "pixelcnn": PixelCNNForImageClassification,
-    "gated_pixelcnn": GatedPixelCNNForImageClassification,
-    "pixelcnn_pp": PixelCNNPPForImageClassification,
-}
+FAMILIES = dict(hf_pixelcnn.FAMILIES)
+WITH_KERNELS = [name for name, record in FAMILIES.items() if issubclass(record.config_class, MaskedKernelConfig)]
+WITH_CHANNEL_GROUPS = [name for name, record in FAMILIES.items() if record.promises("colour_without_mixture")]
 SAMPLERS = ("naive", "cached", "fixed_point")
 # What a model can be, apart from its family: every test of a core promise runs over these.
 VARIANTS = {
@@ -48,7 +36,7 @@ VARIANTS = {
 
 
 def small_config(family, **config):
-    """Sizes for tests. PixelCNN++ has one size of kernels, whatever is asked for, and it has its own depth."""
+    """Sizes for tests; sizes of kernels are left out where a family has none."""
     defaults = {
         "image_size": [5, 6],
         "num_channels": 1,
@@ -59,21 +47,21 @@ def small_config(family, **config):
         "first_kernel_size": 5,
         "num_logistic_mix": 3,
         "dropout": 0.0,
+        **facts(family).SIZES,
+        **config,
     }
-    if family == "pixelcnn_pp":
-        defaults["num_hidden_layers"] = 1
-        config = {key: value for key, value in config.items() if key not in ("kernel_size", "first_kernel_size")}
-        del defaults["first_kernel_size"]
-    return FAMILIES[family][0](**{**defaults, **config})
+    if family not in WITH_KERNELS:
+        defaults = {name: size for name, size in defaults.items() if not name.endswith("kernel_size")}
+    return FAMILIES[family].config_class(**defaults)
 
 
 def build_model(family, seed=0, **config):
     """A small model in evaluation mode, with weights large enough that levels are neither certain nor uniform."""
     torch.manual_seed(seed)
-    model = FAMILIES[family][1](small_config(family, **config))
+    model = FAMILIES[family].causal_class(small_config(family, **config))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(1.0 if family == "pixelcnn_pp" else 1.5).add_(0.05 * torch.randn_like(parameter))
+            parameter.mul_(facts(family).WEIGHT_SCALE).add_(0.05 * torch.randn_like(parameter))
         if model.config.output_distribution == "logistic_mixture":
             last = model.head.layers[-1]
             (last.weight if last.gain is None else last.gain).mul_(0.4)  # scales near 1: tiny ones magnify rounding

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark import peak_bytes
-from conftest import CLASSIFIERS, FAMILIES, build_model, classy_model, random_inputs, small_config
+from conftest import FAMILIES, build_model, classy_model, random_inputs, small_config
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
@@ -33,7 +33,7 @@ CONFIGS = {
 def classifier_of(model, **fields):
     """The classifier with the weights of a causal model, and other fields of its config."""
     config = type(model.config)(**{**model.config.to_dict(), **fields})
-    classifier = CLASSIFIERS[config.model_type](config).to(model.dtype).eval()
+    classifier = FAMILIES[config.model_type].classifier_class(config).to(model.dtype).eval()
     missing, unexpected = classifier.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected
     assert missing == (["class_prior.logits"] if config.class_prior == "learned" else [])
@@ -76,7 +76,7 @@ def test_checkpoints_of_either_kind_load_as_the_other(family, tmp_path):
     model = build_model(family, num_levels=4, num_classes=3)
     model.save_pretrained(tmp_path / "causal")
     classifier, report = AutoModelForImageClassification.from_pretrained(tmp_path / "causal", output_loading_info=True)
-    assert type(classifier) is CLASSIFIERS[family]
+    assert type(classifier) is FAMILIES[family].classifier_class
     assert not any(report.values()), report
     assert classifier.state_dict().keys() == model.state_dict().keys()
     inputs = random_inputs(model)
@@ -86,16 +86,18 @@ def test_checkpoints_of_either_kind_load_as_the_other(family, tmp_path):
     classifier.config.class_temperature = 3.0
     classifier.save_pretrained(tmp_path / "classifier")
     again, report = AutoModel.from_pretrained(tmp_path / "classifier", output_loading_info=True)
-    assert type(again) is FAMILIES[family][1]
+    assert type(again) is FAMILIES[family].causal_class
     assert not any(report.values()), report
     assert torch.equal(again(**inputs).logits, model(**inputs).logits)
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "classifier").config.class_temperature == 3.0
     for folder in ("causal", "classifier"):
         auto_map = json.loads((tmp_path / folder / "config.json").read_text())["auto_map"]
         assert auto_map["AutoModel"].endswith("ForCausalImageModeling")
-        assert auto_map["AutoModelForImageClassification"] == f"modeling_{family}.{CLASSIFIERS[family].__name__}"
+        name = FAMILIES[family].classifier_class.__name__
+        assert auto_map["AutoModelForImageClassification"] == f"modeling_{family}.{name}"
 
 
+@pytest.mark.slow
 def test_a_learned_prior_starts_uniform_is_learned_and_saved(family, tmp_path):
     model = build_model(family, num_classes=3)
     model.save_pretrained(tmp_path / "causal")
@@ -153,9 +155,9 @@ def test_a_purely_generative_loss_is_finite_where_the_prior_is_zero(family):
 def test_a_classifier_is_initialised_from_data():
     config = small_config("pixelcnn_pp", num_classes=3)
     torch.manual_seed(0)
-    classifier = CLASSIFIERS["pixelcnn_pp"](config)
+    classifier = FAMILIES["pixelcnn_pp"].classifier_class(config)
     torch.manual_seed(0)
-    causal = FAMILIES["pixelcnn_pp"][1](config)
+    causal = FAMILIES["pixelcnn_pp"].causal_class(config)
     inputs = random_inputs(causal, batch=4)
     for model in (classifier, causal):
         model.initialize_from_data(**inputs)
@@ -234,7 +236,7 @@ def test_the_image_classification_pipeline_names_the_classes(family, tmp_path, c
 def test_a_model_without_classes_is_no_classifier(family, tmp_path):
     model = build_model(family)
     with pytest.raises(ValueError, match="needs a class-conditional model, but `num_classes` is 0"):
-        CLASSIFIERS[family](model.config)
+        FAMILIES[family].classifier_class(model.config)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="needs a class-conditional model, but `num_classes` is 0"):
         AutoModelForImageClassification.from_pretrained(tmp_path)
@@ -278,6 +280,7 @@ def test_images_that_are_not_levels():
     ],
     ids=str,
 )
-def test_wrong_fields_of_a_classifier(family, fields, message):
-    with pytest.raises(StrictDataclassError, match=re.escape(message)):
-        FAMILIES[family][0](**{"num_classes": 3, **fields})
+def test_wrong_fields_of_a_classifier(fields, message):
+    for family in FAMILIES.values():
+        with pytest.raises(StrictDataclassError, match=re.escape(message)):
+            family.config_class(**{"num_classes": 3, **fields})

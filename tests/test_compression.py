@@ -316,6 +316,7 @@ def test_a_payload_that_is_worth_less_than_claimed_ends_the_work_early(model, le
     assert len(steps) < 3 * 20 * levels.numel()  # of millions
 
 
+@pytest.mark.slow
 def test_two_thousand_damaged_streams_are_errors_or_the_right_pixels(levels, model):
     data = compress(model, levels)
     other = compress(model, model.generate(num_images=6, generator=torch.Generator().manual_seed(9)))

@@ -15,6 +15,8 @@ from hf_pixelcnn import PixelCNNImageProcessor
 from hf_pixelcnn.compressed_stream import read_stream
 from hf_pixelcnn.training import InputError
 
+pytestmark = pytest.mark.slow
+
 DIGITS = str(Path(__file__).parent / "data" / "mnist_digits")
 
 

@@ -1,9 +1,11 @@
 import pytest
-from conftest import FAMILIES, build_model
+from conftest import FAMILIES, WITH_CHANNEL_GROUPS, WITH_KERNELS, build_model
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel
 
 from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNForCausalImageModeling, PixelCNNPPConfig
+
+pytestmark = pytest.mark.versions
 
 
 def test_the_default_pixelcnn_has_307073_parameters():
@@ -35,12 +37,12 @@ def test_the_default_pixelcnn_has_307073_parameters():
     ],
     ids=str,
 )
-def test_a_configuration_that_cannot_work_is_refused_when_it_is_made(family, config, message):
-    with pytest.raises(StrictDataclassError, match=message):
-        FAMILIES[family][0](**config)
+def test_a_configuration_that_cannot_work_is_refused_when_it_is_made(config, message):
+    for family in FAMILIES.values():
+        with pytest.raises(StrictDataclassError, match=message):
+            family.config_class(**config)
 
 
-@pytest.mark.parametrize("family", ["pixelcnn", "gated_pixelcnn"])
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -53,9 +55,10 @@ def test_a_configuration_that_cannot_work_is_refused_when_it_is_made(family, con
     ],
     ids=str,
 )
-def test_kernels_and_channel_groups_that_cannot_work_are_refused(family, config, message):
-    with pytest.raises(StrictDataclassError, match=message):
-        FAMILIES[family][0](**config)
+def test_kernels_and_channel_groups_that_cannot_work_are_refused(config, message):
+    for family in WITH_KERNELS:
+        with pytest.raises(StrictDataclassError, match=message):
+            FAMILIES[family].config_class(**config)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +98,16 @@ def test_with_a_mixture_features_are_not_split_by_channels():
 
 
 def test_a_configuration_survives_its_file(family, tmp_path):
-    config = FAMILIES[family][0](
+    config = FAMILIES[family].config_class(
         image_size=(8, 12), num_channels=3, num_levels=256, hidden_size=12, head_hidden_size=12, num_classes=4
     )
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
-    assert type(loaded) is FAMILIES[family][0]
+    assert type(loaded) is FAMILIES[family].config_class
     a, b = ({k: v for k, v in c.to_diff_dict().items() if k != "transformers_version"} for c in (config, loaded))
     assert a == b
     assert loaded.image_size == [8, 12]
-    assert loaded.output_distribution == ("logistic_mixture" if family == "pixelcnn_pp" else "categorical")
+    assert loaded.output_distribution == ("categorical" if family in WITH_CHANNEL_GROUPS else "logistic_mixture")
 
 
 def test_classes_set_their_names():
@@ -128,5 +131,5 @@ def test_the_distribution_follows_from_the_levels():
 
 def test_auto_model_builds_the_head_model(family):
     model = AutoModel.from_config(build_model(family).config)
-    assert type(model) is FAMILIES[family][1]
+    assert type(model) is FAMILIES[family].causal_class
     assert model.can_generate()

@@ -9,6 +9,8 @@ from transformers import AutoModel
 
 from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
 
+pytestmark = pytest.mark.slow
+
 FEATURES, DEPTH, MIXTURES = 6, 2, 3
 
 

@@ -8,7 +8,8 @@ from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
 from hf_pixelcnn import CompressedStreamError, compress, decompress
 from hf_pixelcnn.canvas_causal_image import draw_noise
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

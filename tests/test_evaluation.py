@@ -14,6 +14,8 @@ from transformers import AutoModelForImageClassification
 from hf_pixelcnn import PixelCNNImageProcessor, training
 from hf_pixelcnn.training import calibration_error, classification_metrics
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"image_size": 8, "num_classes": 10, "id2label": {i: f"digit {i}" for i in range(10)}}
 
 

@@ -11,6 +11,8 @@ from transformers.utils import logging as transformers_logging
 from hf_pixelcnn import PixelCNNImageProcessor
 from hf_pixelcnn.training import LevelDataset, load_split
 
+pytestmark = pytest.mark.slow
+
 
 def digits(split, cache, size=8, **options):
     rows = load_split(DIGITS, split, cache_dir=str(cache))

@@ -1,5 +1,7 @@
 """Likelihoods and samples of the published models do not move; tests/write_golden.py wrote what they are."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -33,6 +35,7 @@ def test_logits_and_likelihoods_are_golden(golden, dtype):
     assert found["log_prob"].double().mean().item() == pytest.approx(expected["log_prob"].mean().item(), abs=mean)
 
 
+@pytest.mark.slow
 def test_nats_of_the_bundled_digits_are_golden(golden):
     name, expected = golden
     if "digit_nats" not in expected:
@@ -45,17 +48,17 @@ def test_a_seeded_sample_is_golden(golden):
     assert torch.equal(sample(load(name)[0]), expected["sample"].long())
 
 
-def test_streams_stay_readable(golden):
+def test_streams_stay_readable_where_the_probabilities_are_the_same(golden):
+    """Elsewhere, on another processor or with another torch, they are refused for a reason that is told."""
     name, expected = golden
     data = bytes(expected["stream"].numpy())
     header = read_stream(data).header
     model, _ = load(name, torch.float32)
     here = identity(model)
     assert (header.config, header.weights) == (here["config"], here["weights"])
-    if (header.hardware, header.torch, header.constriction) == tuple(
-        here[key] for key in ("hardware", "torch", "constriction")
-    ):
-        assert torch.equal(hf_pixelcnn.decompress(model, data), expected["pixel_values"][:2].long())
+    try:
+        levels = hf_pixelcnn.decompress(model, data)
+    except hf_pixelcnn.CompressedStreamError as error:
+        assert re.search("it was made |computes other probabilities here", str(error))  # noqa: PT017
     else:
-        with pytest.raises(hf_pixelcnn.CompressedStreamError, match="it was made "):
-            hf_pixelcnn.decompress(model, data)
+        assert torch.equal(levels, expected["pixel_values"][:2].long())

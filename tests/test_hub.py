@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from local_hub import LocalHub
 
+pytestmark = [pytest.mark.versions, pytest.mark.slow]
+
 CODE = {"configuration_gated_pixelcnn.py", "modeling_gated_pixelcnn.py", "masking_causal_image.py"}
 SETTINGS = {"config.json", "generation_config.json", "preprocessor_config.json"}
 

@@ -17,6 +17,8 @@ from PIL import Image, ImageCms, features
 
 from hf_pixelcnn.image_processing_causal_image import PixelCNNImageProcessor, dequantize, quantize
 
+pytestmark = pytest.mark.versions
+
 DIGITS = Path(__file__).parent / "data" / "mnist_digits"
 ALL_LEVELS = range(2, 257)
 

@@ -10,6 +10,8 @@ from transformers import AutoModelForImageClassification
 
 from hf_pixelcnn import PixelCNNImageProcessor
 
+pytestmark = pytest.mark.slow
+
 NAMES = {0: "a", 1: "b", 2: "c"}
 
 

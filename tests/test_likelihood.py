@@ -7,6 +7,8 @@ from conftest import build_model, random_inputs
 from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise
 
+pytestmark = pytest.mark.versions
+
 DISTRIBUTIONS = [
     BernoulliOutput(3, 2),
     CategoricalOutput(3, 2),

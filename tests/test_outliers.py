@@ -14,6 +14,8 @@ from PIL import Image
 
 from hf_pixelcnn import PixelCNNImageProcessor, training
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"image_size": 8, "num_levels": 4}
 
 

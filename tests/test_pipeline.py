@@ -11,6 +11,8 @@ from transformers.utils import logging
 
 from hf_pixelcnn import PixelCNNImagePipeline, PixelCNNImageProcessor
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture
 def folder(family, tmp_path):

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from benchmark import peak_bytes
-from conftest import build_model, random_inputs, seeded
-from test_causality import encoded_inputs, past, pixels_seen_by_pixelcnn_pp
+from conftest import FAMILIES, build_model, random_inputs, seeded, small_config
+from families.pixelcnn_pp import seen_pixels
+from test_causality import encoded_inputs, past
 
 from hf_pixelcnn import PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
 from hf_pixelcnn.masking_causal_image import CausalConv2d
@@ -34,7 +35,7 @@ def test_both_streams_see_their_receptive_field_at_every_position_and_nothing_af
             for name, stream, limit in (("vertical", vertical, rows_above), ("combined", combined, before)):
                 (grad,) = torch.autograd.grad(stream[0, :, row, column].sum(), leaf, retain_graph=True)
                 seen = grad[0, 0] != 0
-                expected = pixels_seen_by_pixelcnn_pp(1, size, size, row, column, name)
+                expected = seen_pixels(1, size, size, row, column, name)
                 assert set(map(tuple, seen.nonzero().tolist())) == expected
                 assert not (seen & ~limit).any()
                 assert seen[: max(0, row - 6)].all()  # no blind spot: a few rows up, the field is as wide as the image
@@ -49,7 +50,7 @@ def test_the_receptive_field_of_a_tall_image_ends_where_it_should(depth):
     logits = model(**inputs).logits
     for column in (0, 3):
         (grad,) = torch.autograd.grad(logits[0, 0, row, column], leaf, retain_graph=True)
-        seen = pixels_seen_by_pixelcnn_pp(depth, height, width, row, column)
+        seen = seen_pixels(depth, height, width, row, column)
         assert set(map(tuple, grad[0, 0].nonzero().tolist())) == seen
         assert min(r for r, _ in seen) > 0
         assert row - min(r for r, _ in seen) <= model.model.rows_seen_above
@@ -167,7 +168,7 @@ def test_initialisation_from_images_without_variation_stays_finite():
 
 
 def test_initialisation_from_data_changes_no_model_without_weight_norm():
-    for family in ("pixelcnn", "gated_pixelcnn"):
+    for family in [name for name in FAMILIES if not hasattr(small_config(name), "weight_norm")]:
         model = build_model(family)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.initialize_from_data(**random_inputs(model))

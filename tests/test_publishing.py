@@ -16,6 +16,8 @@ from test_training import one_line_error
 
 from hf_pixelcnn import PixelCNNImageProcessor
 
+pytestmark = pytest.mark.slow
+
 RESULTS = {
     "dataset": "ylecun/mnist",
     "split": "test",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark import noise_rule_violations, peak_bytes
-from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
+from conftest import FAMILIES, SAMPLERS, WITH_CHANNEL_GROUPS, build_model, conditions, random_inputs, seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import LogitsProcessor
@@ -16,6 +16,8 @@ from transformers import LogitsProcessor
 from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor, caching_causal_image
 from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise
+
+pytestmark = pytest.mark.versions
 
 
 def test_all_samplers_draw_the_same_images_in_float64(family, variant):
@@ -62,12 +64,13 @@ def test_all_samplers_agree_at_another_image_size(family):
     assert all(torch.equal(naive, images) for images in others)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, variant, dtype):
-    model = build_model(family, **variant).to(dtype)
+def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, variant):
+    model = build_model(family, **variant)
     inputs = conditions(model, 3)
-    for sampler in ("cached", "naive"):
-        output = model.generate(
+    for (dtype, tolerance), sampler in itertools.product(
+        [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ["cached", "naive"]
+    ):
+        output = model.to(dtype).generate(
             num_images=3,
             generator=seeded(),
             sampler=sampler,
@@ -76,7 +79,6 @@ def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, varia
             **inputs,
         )
         noise = draw_noise(seeded(), 3, output.sequences[0].numel(), output.sequences.device)
-        tolerance = 1e-5 if dtype == torch.float32 else 0.1
         assert noise_rule_violations(model, output, noise, tolerance, **inputs) == 0
 
 
@@ -210,8 +212,8 @@ def test_frequencies_are_the_probabilities_of_the_model(family):
 
 @pytest.mark.parametrize("distribution", ["categorical", "logistic_mixture"])
 def test_frequencies_of_a_colour_pixel_are_the_probabilities_of_the_model(family, distribution):
-    if (family, distribution) == ("pixelcnn_pp", "categorical"):
-        pytest.skip("PixelCNN++ predicts colours by mixtures only")
+    if distribution != "logistic_mixture" and family not in WITH_CHANNEL_GROUPS:
+        pytest.skip(FAMILIES[family].lacks["colour_without_mixture"])
     config = {"image_size": 1, "num_channels": 3, "num_levels": 3, "output_distribution": distribution}
     model = build_model(family, **config).double()
     pixels = torch.tensor(list(itertools.product(range(3), repeat=3))).view(27, 3, 1, 1)
@@ -224,7 +226,7 @@ def test_frequencies_of_a_colour_pixel_are_the_probabilities_of_the_model(family
     assert chi_squared < 54.1  # 99.9th percentile with 26 degrees of freedom
 
 
-@pytest.mark.parametrize("family", ["pixelcnn", "gated_pixelcnn"])
+@pytest.mark.parametrize("family", WITH_CHANNEL_GROUPS)
 def test_with_a_mixture_a_pixel_takes_one_step_and_otherwise_one_a_channel(family, monkeypatch):
     steps = []
     for distribution in ("categorical", "logistic_mixture"):

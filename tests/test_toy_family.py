@@ -1,72 +1,21 @@
 """A family is a configuration and a network: everything else, its default sampling cache included, comes by itself."""
 
+import math
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import SAMPLERS, random_inputs, seeded
-from huggingface_hub.dataclasses import strict
-from torch import nn
+from conftest import ROOT, SAMPLERS, random_inputs, seeded
+from modeling_toy import FAMILY, ToyConfig, ToyForCausalImageModeling, ToyForImageClassification
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
 from transformers.models.auto import configuration_auto, image_processing_auto, modeling_auto
 
 import hf_pixelcnn
-from hf_pixelcnn import Family, PixelCNNImageProcessor, compress, decompress, receptive_field
-from hf_pixelcnn.classification_causal_image import ImageClassification
-from hf_pixelcnn.configuration_causal_image import CausalImageModelingConfig
-from hf_pixelcnn.masking_causal_image import MaskedConv2d
-from hf_pixelcnn.modeling_causal_image import (
-    CausalImageBackbone,
-    CausalImageModeling,
-    CausalImagePreTrainedModel,
-    ClassEmbedding,
-    PixelEncoding,
-)
+from hf_pixelcnn import PixelCNNImageProcessor, compress, decompress, receptive_field
 
-
-@strict
-class ToyConfig(CausalImageModelingConfig):
-    """Masked 3×3 convolutions, one after the other."""
-
-    model_type = "toy"
-
-    num_hidden_layers: int = 2
-
-
-class ToyPreTrainedModel(CausalImagePreTrainedModel):
-    config_class = ToyConfig
-    _no_split_modules = ["MaskedConv2d"]
-
-
-class ToyModel(CausalImageBackbone, ToyPreTrainedModel):
-    def __init__(self, config):
-        super().__init__(config)
-        self.encoding = PixelEncoding(config)
-        groups = {"num_groups": config.num_channel_groups}
-        size, in_channels = config.hidden_size, config.num_channels * self.encoding.features_per_channel
-        self.first = MaskedConv2d(in_channels, size, 3, mask_type="A", **groups)
-        self.layers = nn.ModuleList(MaskedConv2d(size, size, 3, **groups) for _ in range(config.num_hidden_layers))
-        self.class_embedding = ClassEmbedding(config.num_classes, size) if config.num_classes else None
-        self.post_init()
-
-    def backbone_features(self, pixel_values, class_ids, collect):
-        x = self.first(self.encoding(pixel_values, self.first.weight.dtype))
-        if self.class_embedding is not None:
-            x = x + self.class_embedding(class_ids)
-        for layer in self.layers:
-            x = x + F.elu(layer(x))
-            collect(x)
-        return x
-
-
-class ToyForCausalImageModeling(CausalImageModeling, ToyPreTrainedModel):
-    backbone_class = ToyModel
-
-
-class ToyForImageClassification(ImageClassification, ToyPreTrainedModel):
-    backbone_class = ToyModel
-
-
-FAMILY = Family("Toy", "no paper", ToyConfig, ToyModel, ToyForCausalImageModeling, ToyForImageClassification)
+pytestmark = pytest.mark.versions
 
 
 @pytest.fixture
@@ -113,16 +62,24 @@ def test_all_samplers_draw_the_same_images_and_the_codec_gives_them_back(config)
     assert torch.equal(decompress(model, compress(model, drawn[0], **condition)), drawn[0])
 
 
-def test_its_receptive_field_has_a_blind_spot_and_its_likelihoods_sum_to_one():
+@pytest.mark.parametrize("config", KINDS, ids=str)
+def test_its_likelihoods_sum_to_one(config):
+    model = toy(**config, image_size=1 if config.get("num_channels") else 2).double()
+    shape = (model.config.num_channels, *model.config.image_size)
+    images = torch.cartesian_prod(*[torch.arange(model.config.num_levels)] * math.prod(shape)).view(-1, *shape)
+    for class_id in range(model.config.num_classes) or [None]:
+        class_ids = None if class_id is None else torch.full((len(images),), class_id)
+        log_prob = model.log_prob(images, class_ids=class_ids)
+        assert log_prob.sum((1, 2, 3)).exp().sum().item() == pytest.approx(1)
+
+
+def test_its_receptive_field_has_a_blind_spot():
     model = toy(image_size=8).double()
     field = receptive_field(model, row=5, column=3)[0]
     # Three layers of reach 1, and a path upwards moves at most one column to the right per row.
     assert field.sum(1).tolist() == [0, 0, 7, 6, 5, 3, 0, 0]
     assert field.cummin(1).values.equal(field)  # from the left edge on
     assert model.model.first_row_seen(7) == 0  # what a family does not say is not taken for granted
-    small = toy(image_size=2).double()
-    images = torch.cartesian_prod(*[torch.arange(2)] * 4).view(16, 1, 2, 2)
-    assert small.log_prob(images).sum((1, 2, 3)).exp().sum().item() == pytest.approx(1)
 
 
 def test_it_is_trained_saved_and_loaded_by_the_projects_own_means(registered, tmp_path):
@@ -155,6 +112,27 @@ def test_it_is_trained_saved_and_loaded_by_the_projects_own_means(registered, tm
     by_class = [loaded.log_prob(inputs["pixel_values"], class_ids=torch.full((2,), c)).sum((1, 2, 3)) for c in range(3)]
     expected = torch.stack(by_class, 1).log_softmax(1)
     torch.testing.assert_close(classifier(inputs["pixel_values"]).logits.log_softmax(1), expected)
+
+
+@pytest.mark.slow
+def test_its_saved_folder_carries_its_file_and_loads_where_nobody_registered_it(registered, tmp_path):
+    model = toy(num_classes=2)
+    inputs = random_inputs(model)
+    model.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "modeling_toy.py").is_file()
+    torch.save((inputs, model(**inputs).logits.detach()), tmp_path / "expected.pt")
+    code = (
+        "import torch, transformers\n"
+        "inputs, logits = torch.load('expected.pt')\n"
+        "for auto_class in (transformers.AutoModel, transformers.AutoModelForImageClassification):\n"
+        "    model = auto_class.from_pretrained('model', trust_remote_code=True)\n"
+        "    print(type(model).__name__)\n"
+        "    if model.can_generate():\n"
+        "        assert torch.equal(model(**inputs).logits, logits)\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert child.stdout.split() == ["ToyForCausalImageModeling", "ToyForImageClassification"], child.stderr[-2000:]
 
 
 def test_without_registration_its_own_classes_load_it_and_the_auto_classes_ask_for_trust(tmp_path):

@@ -34,6 +34,8 @@ from hf_pixelcnn import (
 )
 from hf_pixelcnn.training import InputError, PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 
+pytestmark = [pytest.mark.versions, pytest.mark.slow]
+
 TINY = ["--hidden_size", "8", "--num_hidden_layers", "2", "--head_hidden_size", "8", "--first_kernel_size", "3"]
 
 
