@@ -16,7 +16,7 @@ help:
 	@echo "make golden     write the numbers anew that likelihoods and samples are held to"
 	@echo "make docs       the reference of the package, as pages in docs/"
 	@echo "make benchmark  time sampling against the forward pass"
-	@echo "make lint       ruff"
+	@echo "make lint       ruff and pyright"
 	@echo "make clean      remove the virtual environment and what runs have written"
 
 # The constraints pin torch to a build of PyPI and everything else to the tested versions. PIP_FLAGS may add more.
@@ -66,6 +66,7 @@ benchmark: install
 lint: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build demo docs runs .pytest_cache .ruff_cache *.egg-info

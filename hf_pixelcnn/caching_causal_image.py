@@ -20,7 +20,7 @@ pixel's own groups, are one run of memory, so "all left taps and the earlier cha
 
 import contextlib
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -114,7 +114,7 @@ def row_weights(
     return lefts, own
 
 
-def stack_layers(per_layer: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+def stack_layers(per_layer: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
     """`[layer][channel]` matrices to one `(layers, in, out)` tensor per channel."""
     return [torch.stack(matrices) for matrices in zip(*per_layer, strict=True)]
 

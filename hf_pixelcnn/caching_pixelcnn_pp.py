@@ -5,6 +5,8 @@ Rows of a lower resolution exist at every second or fourth row only, and their p
 there, one level calls the next lower one between its up blocks and its down blocks, as the network does.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -98,18 +100,26 @@ class CombinedBlock:
     Args:
         cache ([`PixelCNNPPCache`]): Sizes.
         block: The block of the network.
-        inputs (`list[torch.Tensor]`), outputs: For each column the buffers `(batch, features)` it reads and writes.
-        skips (`list[torch.Tensor]`, *optional*): For each column celu of what a down block gets from the up pass.
+        inputs, outputs (sequences of `torch.Tensor`): For each column the buffers `(batch, features)` it reads and
+            writes.
+        skips (sequence of `torch.Tensor`, *optional*): For each column celu of what a down block gets from the up pass.
     """
 
-    def __init__(self, cache: "PixelCNNPPCache", block, inputs: list, outputs: list, skips: list | None = None):
+    def __init__(
+        self,
+        cache: "PixelCNNPPCache",
+        block,
+        inputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        skips: Sequence[torch.Tensor] | None = None,
+    ):
         width, size = len(inputs), cache.size
         self.row_in, self.row_out = (CornerRow(cache, layer, width) for layer in (block.conv_in, block.conv_out))
         self.class_bias = cache.class_bias(block)
         weight = block.conv_other.visible_weight()[:, :, 0, 0]
         u, *skip = weight.unflatten(1, (2, -1, size)).unbind(2)  # (out, 2, size) each
         self.u_weight, self.other_bias = cache.keep_all((u.flatten(1), block.conv_other.bias))
-        self.skip_weight = cache.keep(skip[0].flatten(1).T.contiguous()) if skip else None
+        skip_weights = [cache.keep(part.flatten(1).T.contiguous()) for part in skip]  # one, or none in the up pass
 
         self.signs = cache.signs
         self.t = cache.zeros(cache.batch, size)
@@ -123,7 +133,7 @@ class CombinedBlock:
                 self.row_in.slot(j).unflatten(1, (2, size)),
                 self.row_in.above[:, j],
                 self.row_in.left_taps(j),
-                None if skips is None else skips[j],
+                () if skips is None else (skips[j], *skip_weights),
                 self.row_out.slot(j).unflatten(1, (2, size)),
                 self.row_out.above[:, j],
                 self.row_out.left_taps(j),
@@ -145,8 +155,8 @@ class CombinedBlock:
         x, x_twice, celu_x, above_in, taps_in, skip, celu_t, above_out, taps_out, out = self.steps[column]
         F.elu_(torch.mul(x_twice, self.signs, out=celu_x))
         torch.addmm(above_in, taps_in, self.row_in.weight, out=self.t)
-        if skip is not None:
-            self.t.addmm_(skip, self.skip_weight)
+        if skip:
+            self.t.addmm_(*skip)
         F.elu_(torch.mul(self.t_twice, self.signs, out=celu_t))
         torch.addmm(above_out, taps_out, self.row_out.weight, out=self.gated)
         torch.addcmul(x, self.value, self.gate.sigmoid_(), out=out)
@@ -222,8 +232,8 @@ class Level:
 
         self.combined_down = []
         for i, layer in enumerate(down_layers):
-            is_result = result is not None and i == len(down_layers) - 1
-            outputs = [result] * width if is_result else buffers()
+            is_last = i == len(down_layers) - 1
+            outputs = buffers() if result is None or not is_last else [result] * width
             self.combined_down.append(CombinedBlock(cache, layer.combined, stream, outputs, skips.pop()))
             stream = outputs
         self.result = stream[0]

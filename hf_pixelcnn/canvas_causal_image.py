@@ -8,6 +8,7 @@ exceeds the number. So every sampler draws the same image, at any batch size.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessorList
@@ -125,6 +126,19 @@ class Canvas:
             self.on_row(row, levels.transpose(1, 2))
 
 
+class Given(NamedTuple):
+    r"""
+    Levels that are given.
+
+    Args:
+        mask (`torch.BoolTensor` of the shape of the images): Where.
+        levels (`torch.LongTensor`, likewise): Which; 0 elsewhere.
+    """
+
+    mask: torch.Tensor
+    levels: torch.Tensor
+
+
 @dataclass(frozen=True)
 class DrawRequest:
     r"""
@@ -136,8 +150,7 @@ class DrawRequest:
         settings ([`PixelCNNGenerationConfig`]): How levels are drawn.
         processors (`LogitsProcessorList`): All that are applied to log-probabilities: the user's, then the settings'.
         class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Of a conditional model.
-        given_mask (`torch.BoolTensor` of the shape of the images, *optional*), given (`torch.LongTensor`, likewise):
-            Where levels are given, and which; 0 elsewhere.
+        given ([`Given`], *optional*): What is known of the images.
     """
 
     shape: tuple[int, int, int, int]
@@ -145,8 +158,7 @@ class DrawRequest:
     settings: PixelCNNGenerationConfig
     processors: LogitsProcessorList
     class_ids: torch.Tensor | None = None
-    given_mask: torch.Tensor | None = None
-    given: torch.Tensor | None = None
+    given: Given | None = None
 
     def part(self, images: slice) -> "DrawRequest":
         """The request for some of the images."""
@@ -155,8 +167,7 @@ class DrawRequest:
             shape=(images.stop - images.start, *self.shape[1:]),
             noise=self.noise[:, images],
             class_ids=None if self.class_ids is None else self.class_ids[images],
-            given_mask=None if self.given_mask is None else self.given_mask[images],
-            given=None if self.given is None else self.given[images],
+            given=None if self.given is None else Given(*(part[images] for part in self.given)),
         )
 
 
@@ -175,24 +186,25 @@ class SampledCanvas(Canvas):
         settings, class_ids = request.settings, request.class_ids
         conditional = distribution
         if settings.guidance_scale != 1:
+            if class_ids is None:
+                raise ValueError("Guidance needs classes.")
             conditional, self.copies = GuidedConditional(distribution, settings.guidance_scale), 2
             class_ids = torch.cat((class_ids, torch.full_like(class_ids, -1)))
         super().__init__(conditional, request.shape, request.noise.device, on_row)
         self.class_ids = class_ids  # as the network gets them
-        self.noise, self.processors, self.do_sample = (
-            request.noise.contiguous(),
-            request.processors,
-            settings.do_sample,
-        )
-        self.is_plain = self.do_sample and not self.processors  # the distribution itself says what a number stands for
+        self.noise, self.do_sample = request.noise.contiguous(), settings.do_sample
+        self.process: Callable[..., torch.Tensor] | None = request.processors or None
+        self.is_plain = self.do_sample and self.process is None  # the distribution itself says what a number stands for
         self.scores = [] if settings.output_scores else None
         self.noise_of, self.levels_of = self.noise.unbind(0), self.levels.unbind(1)
         self.given_mask = self.weighed = None
-        if request.given_mask is not None:
-            self.given_mask = to_raster(request.given_mask).to(self.noise.device)
-            self.levels.copy_(to_raster(request.given))  # 0 where free
+        if request.given is not None:
+            self.given_mask = to_raster(request.given.mask).to(self.noise.device)
+            self.levels.copy_(to_raster(request.given.levels))  # 0 where free
             self.any_given = self.given_mask.any(0).tolist()
         if settings.num_resamples > 1:
+            if self.given_mask is None:
+                raise ValueError("Resampling needs given levels.")
             self.weighed = self.given_mask & ((~self.given_mask).cumsum(1) > 0)  # given, after the first free one
             self.any_weighed = self.weighed.any(0).tolist()
             self.given_log_prob = torch.zeros_like(self.levels, dtype=torch.float64)
@@ -213,9 +225,9 @@ class SampledCanvas(Canvas):
 
     def processed(self, scores: torch.Tensor, dimension: int) -> torch.Tensor:
         """Scores `(batch, num_levels)` of a dimension after all processors."""
-        if not self.processors:
+        if self.process is None:
             return scores
-        result = self.processors(self.levels[:, :dimension].clone(), scores)
+        result = self.process(self.levels[:, :dimension].clone(), scores)
         if result.shape != scores.shape:
             raise ValueError(
                 "A logits processor must keep the shape of the scores, "
@@ -227,19 +239,20 @@ class SampledCanvas(Canvas):
         """Draw one dimension of all images."""
         channel, noise = dimension % self.channels, self.noise_of[dimension]
         weighs = self.weighed is not None and self.any_weighed[dimension]
-        scores = None
-        if weighs or self.scores is not None or not self.is_plain:
+        previous = self.levels[:, dimension - channel : dimension]
+        if self.is_plain and self.scores is None and not weighs:
+            level = self.distribution.icdf(parameters, channel, noise, previous)
+        else:
             scores = self.level_logits(parameters, dimension)
             if weighs:
                 self.given_log_prob[:, dimension] = scores.gather(1, self.levels[:, dimension, None])[:, 0]
             scores = self.processed(scores, dimension)
             if self.scores is not None:
                 self.scores.append(scores)
-        if self.is_plain:
-            previous = self.levels[:, dimension - channel : dimension]
-            level = self.distribution.icdf(parameters, channel, noise, previous, scores)
-        else:
-            level = self.levels_of_scores(scores, noise)
+            if self.is_plain:
+                level = self.distribution.icdf(parameters, channel, noise, previous, scores)
+            else:
+                level = self.levels_of_scores(scores, noise)
         if self.given_mask is not None and self.any_given[dimension]:
             level = torch.where(self.given_mask[:, dimension], self.levels_of[dimension], level)
         return self.levels_of[dimension].copy_(level)
@@ -251,25 +264,30 @@ class SampledCanvas(Canvas):
         noise = self.noise[start:].T.view_as(levels)
         given_mask = None if self.given_mask is None else self.given_mask[:, start:].view_as(levels)
         for channel in range(self.channels):
-            numbers, previous, scores = noise[..., channel].contiguous(), levels[..., :channel], None
-            if self.weighed is not None or not self.is_plain:
-                scores = self.distribution.level_logits(pixels, channel, previous)
-            if self.weighed is not None:
-                given_log_prob = scores.gather(-1, levels[..., channel, None])[..., 0]
-                self.given_log_prob[:, start + channel :: self.channels] = given_log_prob.flatten(1)
-            if self.is_plain:
-                level = self.distribution.icdf(pixels, channel, numbers, previous, scores)
+            numbers, previous = noise[..., channel].contiguous(), levels[..., :channel]
+            if self.is_plain and self.weighed is None:
+                level = self.distribution.icdf(pixels, channel, numbers, previous)
             else:
-                scores = self.processors(None, scores.flatten(0, -2))
-                level = self.levels_of_scores(scores, numbers.flatten()).view_as(numbers)
+                scores = self.distribution.level_logits(pixels, channel, previous)
+                if self.weighed is not None:
+                    given_log_prob = scores.gather(-1, levels[..., channel, None])[..., 0]
+                    self.given_log_prob[:, start + channel :: self.channels] = given_log_prob.flatten(1)
+                if self.is_plain:
+                    level = self.distribution.icdf(pixels, channel, numbers, previous, scores)
+                else:
+                    scores = scores.flatten(0, -2)
+                    scores = scores if self.process is None else self.process(None, scores)
+                    level = self.levels_of_scores(scores, numbers.flatten()).view_as(numbers)
             if given_mask is not None:
                 level = torch.where(given_mask[..., channel], levels[..., channel], level)
             levels[..., channel] = level
         return levels.flatten(1)
 
-    def log_weights(self) -> torch.Tensor:
+    def log_weights(self) -> torch.Tensor | None:
         """log p of the given dimensions after free ones, of each image, given their past: `(batch,)`, float64."""
+        if self.weighed is None:
+            return None
         return torch.where(self.weighed, self.given_log_prob, 0).sum(1)
 
 
-__all__ = ["Canvas", "DrawRequest", "SampledCanvas", "draw_noise"]
+__all__ = ["Canvas", "DrawRequest", "Given", "SampledCanvas", "draw_noise"]

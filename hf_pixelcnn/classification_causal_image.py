@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from .checks_causal_image import check_class_labels, check_levels
 from .configuration_causal_image import CausalImageModelingConfig
@@ -37,7 +37,7 @@ class ImageClassification(CausalImageLikelihood):
         self.class_prior = ClassPrior(config.num_classes) if config.class_prior == "learned" else None
         self.post_init()
 
-    def log_prior(self) -> torch.FloatTensor:
+    def log_prior(self) -> torch.Tensor:
         """log p(c), `(num_classes,)`."""
         if self.class_prior is not None:
             return self.class_prior()
@@ -45,7 +45,7 @@ class ImageClassification(CausalImageLikelihood):
             return torch.full((self.config.num_classes,), -math.log(self.config.num_classes), device=self.device)
         return torch.tensor(self.config.class_prior, dtype=torch.float32, device=self.device).log()
 
-    def log_likelihood(self, pixel_values: torch.Tensor, class_id: int) -> torch.FloatTensor:
+    def log_likelihood(self, pixel_values: torch.Tensor, class_id: int) -> torch.Tensor:
         """log p(x | c) in nats of each image for one class, `(batch,)`, at least float32."""
         class_ids = torch.full((len(pixel_values),), class_id, device=pixel_values.device)
         return self.log_prob(pixel_values, class_ids=class_ids).sum(dim=(1, 2, 3))

@@ -17,6 +17,7 @@ more bits than the payload has.
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import math
@@ -49,12 +50,11 @@ COST_SLACK_BITS = 64  # what the coder may leave in its state
 
 def load_coder():
     try:
-        import constriction
+        return importlib.import_module("constriction").stream
     except ImportError as error:
         raise ImportError(
             "Compression needs the package `constriction`: pip install 'hf_pixelcnn[compression]'."
         ) from error
-    return constriction.stream
 
 
 def identity(model) -> dict[str, str]:
@@ -143,7 +143,7 @@ class Probe:
     def update(self, probabilities: np.ndarray):
         if not self.steps_left:
             return
-        self.digest.update(probabilities)
+        self.digest.update(probabilities.data)
         self.steps_left -= 1
         if not self.steps_left and self.header and self.header.probe != self.digest.hexdigest():
             raise CompressedStreamError(
@@ -191,11 +191,11 @@ class LevelWriter(LevelCoder):
 
     Args:
         levels (`np.ndarray` of shape `(images, dims)`): Levels in raster order, int32.
-        class_ids (`np.ndarray` of shape `(images,)`, *optional*): int32.
+        class_ids (`np.ndarray` of shape `(images,)`): int32; -1 for none.
         num_classes (`int`): Of the model.
     """
 
-    def __init__(self, levels: np.ndarray, class_ids: np.ndarray | None, num_classes: int):
+    def __init__(self, levels: np.ndarray, class_ids: np.ndarray, num_classes: int):
         super().__init__(num_classes)
         self.given, self.given_class_ids = levels, class_ids
         self.encoder = self.stream.queue.RangeEncoder()
@@ -237,13 +237,17 @@ class LevelReader(LevelCoder):
         return np.zeros(images.stop - images.start, dtype=np.int32)
 
     def code(self, symbols, probabilities):
+        return self.read(probabilities)
+
+    def read(self, probabilities: np.ndarray) -> np.ndarray:
+        """The next symbols of the stream, `(n,)`, by `probabilities` `(n, symbols)`."""
         try:
             return self.decoder.decode(self.frequencies, probabilities)
         except (AssertionError, ValueError) as error:  # how `constriction` refuses words, and NaN
             raise CompressedStreamError(f"The payload of the stream cannot be decoded: {error}") from error
 
     def levels(self, images: slice, dimension: int, probabilities: np.ndarray) -> np.ndarray:
-        levels = self.code(None, probabilities)
+        levels = self.read(probabilities)
         chosen = probabilities[np.arange(len(levels)), levels]
         self.bits_left += np.log2(chosen + 2.0**-23).sum()  # the coder's frequency is at most (p * 2**24 + 2) / 2**24
         if self.bits_left < 0:
@@ -360,9 +364,8 @@ def compress(
         raise ValueError(f"`pixel_values` must be at most {MAX_COLUMNS} wide, got a width of {shape[3]}.")
     class_ids = class_ids_for(class_ids, shape[0], model.config, model.device)
     raster = to_raster(pixel_values).cpu().numpy().astype(np.int32)
-    writer = LevelWriter(
-        raster, None if class_ids is None else class_ids.cpu().numpy().astype(np.int32), model.config.num_classes
-    )
+    known_ids = torch.full((shape[0],), -1) if class_ids is None else class_ids
+    writer = LevelWriter(raster, known_ids.cpu().numpy().astype(np.int32), model.config.num_classes)
     probe, threads = Probe(shape), min(torch.get_num_threads(), MAX_THREADS)
     with num_threads(threads):
         for _ in code_images(model, shape, writer, probe, show_progress):
@@ -381,7 +384,7 @@ def compress(
     return data
 
 
-def decompress(model, data: bytes, *, show_progress: bool = False) -> torch.LongTensor:
+def decompress(model, data: bytes, *, show_progress: bool = False) -> torch.Tensor:
     r"""
     The images of a stream.
 

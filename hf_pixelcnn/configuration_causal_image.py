@@ -1,8 +1,8 @@
 """What the configurations of all families have in common, and those of families of masked kernels."""
 
 import math
-from dataclasses import Field, fields
-from typing import TypeGuard
+from dataclasses import Field, field, fields
+from typing import TYPE_CHECKING, TypeGuard
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -95,6 +95,10 @@ class CausalImageModelingConfig(PreTrainedConfig):
     class_prior: list[float | int] | tuple[float | int, ...] | str | None = None
     class_temperature: float | int = 1.0
     generative_weight: float | int = 0.5
+
+    if TYPE_CHECKING:  # `__post_init__` makes these two wherever they are not given
+        id2label: dict[int, str] = field(default_factory=dict)
+        label2id: dict[str, int] = field(default_factory=dict)
 
     # Fields of ours that say nothing about the distribution of an image whose size and class are given.
     fields_without_effect_on_likelihood = frozenset(

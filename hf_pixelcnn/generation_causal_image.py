@@ -12,11 +12,12 @@ import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
+from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
 from .caching_causal_image import device_of
-from .canvas_causal_image import DrawRequest, SampledCanvas, draw_noise
+from .canvas_causal_image import DrawRequest, Given, SampledCanvas, draw_noise
 from .checks_causal_image import check_count, check_levels, class_ids_for, class_ids_of, computable
 from .configuration_causal_image import CausalImageModelingConfig, as_height_and_width
 from .generation_config_causal_image import PixelCNNGenerationConfig
@@ -40,10 +41,10 @@ class PixelCNNGenerateOutput(ModelOutput):
             where a single one explains what is given, to `num_resamples`.
     """
 
-    sequences: torch.LongTensor | None = None
-    scores: tuple[torch.FloatTensor, ...] | None = None
+    sequences: torch.Tensor | None = None
+    scores: tuple[torch.Tensor, ...] | None = None
     num_iterations: int | None = None
-    effective_sample_size: torch.DoubleTensor | None = None
+    effective_sample_size: torch.Tensor | None = None
 
 
 @dataclass
@@ -52,8 +53,9 @@ class Drawn:
 
     levels: torch.Tensor
     scores: tuple[torch.Tensor, ...] | None
-    log_weights: torch.Tensor | None
     num_iterations: int | None
+    log_weights: torch.Tensor | None = None
+    effective_sample_size: torch.Tensor | None = None
 
 
 class CausalImageGenerationMixin(torch.nn.Module):
@@ -147,24 +149,23 @@ class CausalImageGenerationMixin(torch.nn.Module):
         if max_batch_size is not None:
             check_count("max_batch_size", max_batch_size)
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
-        given_mask, given = self._request_given(pixel_values, known_mask, shape)
+        given = self._request_given(pixel_values, known_mask, shape)
         if settings.num_resamples > 1:
-            self._check_resampling(settings.num_resamples, given_mask, streamer)
+            self._check_resampling(settings.num_resamples, given, streamer)
         request = DrawRequest(
             shape,
             draw_noise(generator, shape[0], shape[1] * shape[2] * shape[3], device_of(self), settings.num_resamples),
             settings,
             LogitsProcessorList([*(logits_processor or []), *settings.logits_processors()]),
             self._request_class_ids(class_ids, shape[0], settings.guidance_scale),
-            given_mask,
             given,
         )
-        completions, choice = self._completions(request)
-        drawn = self._draw(completions, sampler, max_batch_size, show_progress, streamer)
-        output = PixelCNNGenerateOutput(drawn.levels, drawn.scores, drawn.num_iterations)
-        if choice is not None:
-            output = self._choose(drawn, choice)
-        return output if settings.return_dict_in_generate else output.sequences
+        drawn = self._draw(self._completions(request), sampler, max_batch_size, show_progress, streamer)
+        if drawn.log_weights is not None:
+            drawn = self._choose(drawn, drawn.log_weights, request.noise[-1])
+        if not settings.return_dict_in_generate:
+            return drawn.levels
+        return PixelCNNGenerateOutput(drawn.levels, drawn.scores, drawn.num_iterations, drawn.effective_sample_size)
 
     def _sampler(self, sampler: str, settings: PixelCNNGenerationConfig, logits_processor: list | None) -> str:
         """The sampler that is used, where the other arguments allow it."""
@@ -180,8 +181,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
         return "naive" if sampler == "cached" and not settings.use_cache else sampler
 
     @staticmethod
-    def _check_resampling(num_resamples: int, given_mask: torch.Tensor | None, streamer: Callable | None):
-        if given_mask is None:
+    def _check_resampling(num_resamples: int, given: Given | None, streamer: Callable | None):
+        if given is None:
             raise ValueError(
                 f"`num_resamples={num_resamples}` weighs completions by what is given: it needs `pixel_values` and "
                 "`known_mask`."
@@ -193,25 +194,23 @@ class CausalImageGenerationMixin(torch.nn.Module):
             )
 
     @staticmethod
-    def _completions(request: DrawRequest) -> tuple[DrawRequest, torch.Tensor | None]:
-        """With `num_resamples` above 1: every completion as an image of its own, and the numbers of the choice."""
+    def _completions(request: DrawRequest) -> DrawRequest:
+        """With `num_resamples` above 1: every completion as an image of its own, without the numbers of the choice."""
         resamples = request.settings.num_resamples
         if resamples == 1:
-            return request, None
+            return request
 
-        def each(values):
-            return None if values is None else values.repeat_interleave(resamples, dim=0)
+        def each(values: torch.Tensor) -> torch.Tensor:
+            return values.repeat_interleave(resamples, dim=0)
 
-        noise, choice = request.noise[:-1].unflatten(0, (resamples, -1)), request.noise[-1]
-        completions = replace(
+        noise = request.noise[:-1].unflatten(0, (resamples, -1))
+        return replace(
             request,
             shape=(request.shape[0] * resamples, *request.shape[1:]),
             noise=noise.permute(1, 2, 0).flatten(1),
-            class_ids=each(request.class_ids),
-            given_mask=each(request.given_mask),
-            given=each(request.given),
+            class_ids=None if request.class_ids is None else each(request.class_ids),
+            given=None if request.given is None else Given(*map(each, request.given)),
         )
-        return completions, choice
 
     def _draw(
         self,
@@ -243,19 +242,19 @@ class CausalImageGenerationMixin(torch.nn.Module):
                     iterations.append(SAMPLERS[sampler](self, canvas, canvas.class_ids) or 0)
                 levels.append(canvas.images())
                 scores.append(canvas.scores)
-                if canvas.weighed is not None:
-                    log_weights.append(canvas.log_weights())
+                if (weights := canvas.log_weights()) is not None:
+                    log_weights.append(weights)
         return Drawn(
             torch.cat(levels),  # a normal tensor, outside inference mode: training may use it
             tuple(map(torch.cat, zip(*scores, strict=True))) if request.settings.output_scores else None,
-            torch.cat(log_weights) if log_weights else None,
             max(iterations) or None,
+            torch.cat(log_weights) if log_weights else None,
         )
 
     @staticmethod
-    def _choose(drawn: Drawn, choice: torch.Tensor) -> PixelCNNGenerateOutput:
+    def _choose(drawn: Drawn, log_weights: torch.Tensor, choice: torch.Tensor) -> Drawn:
         """Of each image the completion that a number `(images,)` stands for, among completions by their weight."""
-        log_weights = drawn.log_weights.view(len(choice), -1)  # (images, completions)
+        log_weights = log_weights.view(len(choice), -1)  # (images, completions)
         chosen = levels_from_noise(log_weights, choice)
         if chosen.min() < 0:
             raise ValueError(
@@ -263,11 +262,11 @@ class CausalImageGenerationMixin(torch.nn.Module):
                 "the mask."
             )
         chosen += torch.arange(len(choice), device=chosen.device) * log_weights.shape[1]
-        return PixelCNNGenerateOutput(
+        return Drawn(
             drawn.levels[chosen],
             None if drawn.scores is None else tuple(scores[chosen] for scores in drawn.scores),
             drawn.num_iterations,
-            1 / log_weights.softmax(1).square().sum(1),
+            effective_sample_size=1 / log_weights.softmax(1).square().sum(1),
         )
 
     def adjust_generation_fn(
@@ -354,13 +353,13 @@ class CausalImageGenerationMixin(torch.nn.Module):
             )
         return class_ids
 
-    def _request_given(self, pixel_values, known_mask, shape) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _request_given(self, pixel_values, known_mask, shape) -> Given | None:
         """The mask of given dimensions and their levels, both of the full shape."""
         if (pixel_values is None) != (known_mask is None):
             there, missing = ("known_mask", "pixel_values") if pixel_values is None else ("pixel_values", "known_mask")
             raise ValueError(f"`{there}` needs `{missing}`: the levels to keep, and a mask of where to keep them.")
         if known_mask is None:
-            return None, None
+            return None
         if not isinstance(known_mask, torch.Tensor) or known_mask.dtype != torch.bool:
             kind = known_mask.dtype if isinstance(known_mask, torch.Tensor) else type(known_mask).__name__
             raise ValueError(f"`known_mask` must be a torch.BoolTensor, got {kind}.")
@@ -374,7 +373,7 @@ class CausalImageGenerationMixin(torch.nn.Module):
             raise ValueError(f"`pixel_values` must have {shape[1]} channels, got {pixel_values.shape[1]}.")
         given = torch.where(given_mask.to(pixel_values.device), computable(pixel_values).expand(shape), 0)
         check_levels("pixel_values", given, self.config)
-        return given_mask, given.long()
+        return Given(given_mask, given.long())
 
 
 def _agreed_count(counts: dict[str, int]) -> int:

@@ -42,6 +42,17 @@ class PixelCNNGenerationConfig(GenerationConfig):
         output_scores (`bool`, defaults to `False`): Keep the scores of every dimension in that output.
     """
 
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    guidance_scale: float
+    num_resamples: int
+    use_cache: bool
+    return_dict_in_generate: bool
+    output_scores: bool
+
     def __init__(self, **kwargs):
         # The parent's fields are about text, so its `__init__` is not called: a name not listed here is a mistake.
         for name, default in self._get_default_generation_params().items():

@@ -7,16 +7,16 @@ A level is what a token is to a language model. With `L = num_levels`, the 8-bit
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils.generic import TensorType
 
 CHANNELS_FIRST, CHANNELS_LAST = ChannelDimension.FIRST.value, ChannelDimension.LAST.value
 
@@ -27,7 +27,7 @@ SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "p
 PIL_DETOUR = {"La": "LA", "LAB": "RGB"}
 
 
-def _check_num_levels(num_levels: int) -> None:
+def _check_num_levels(num_levels: object) -> None:
     if not isinstance(num_levels, int) or isinstance(num_levels, bool) or not 2 <= num_levels <= 256:
         raise ValueError(f"`num_levels` must be an integer from 2 to 256, got {num_levels!r}.")
 
@@ -255,7 +255,7 @@ def _size_dict(name: str, size: Any, default_to_square: bool, keys: tuple[set, .
 def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """Height and width that an image of `height` × `width` gets from `size`."""
     if size.shortest_edge is None:
-        return size.height, size.width
+        return size["height"], size["width"]
     shortest = min(height, width)
     return height * size.shortest_edge // shortest, width * size.shortest_edge // shortest
 
@@ -407,6 +407,22 @@ class PixelCNNImageProcessor(PilBackend):
         self._validate_preprocess_kwargs(**options)
         return self._preprocess_image_like_inputs(images, **options)
 
+    @overload
+    def post_process(
+        self, levels: np.ndarray | torch.Tensor, output_type: Literal["pil"] = "pil"
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def post_process(self, levels: np.ndarray | torch.Tensor, output_type: Literal["np"]) -> np.ndarray: ...
+
+    @overload
+    def post_process(self, levels: np.ndarray | torch.Tensor, output_type: Literal["pt"]) -> torch.Tensor: ...
+
+    @overload
+    def post_process(
+        self, levels: np.ndarray | torch.Tensor, output_type: str
+    ) -> list[Image.Image] | np.ndarray | torch.Tensor: ...
+
     def post_process(
         self, levels: np.ndarray | torch.Tensor, output_type: str = "pil"
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
@@ -486,7 +502,7 @@ class PixelCNNImageProcessor(PilBackend):
         self, image: np.ndarray, size: SizeDict, resample: PILImageResampling | int | None = None, **kwargs
     ) -> np.ndarray:
         """Resize uint8 pixels `(channels, height, width)` with PIL."""
-        height, width = _resized_size(*image.shape[1:], size)
+        height, width = _resized_size(image.shape[1], image.shape[2], size)
         if (height, width) == image.shape[1:]:
             return image
         pixels = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
@@ -544,21 +560,21 @@ class PixelCNNImageProcessor(PilBackend):
         **kwargs,
     ) -> BatchFeature:
         """Levels of uint8 images `(num_channels, height, width)`."""
-        do_resize = size is not None if do_resize is None else do_resize
-        do_center_crop = crop_size is not None if do_center_crop is None else do_center_crop
+        size = size if do_resize is None or do_resize else None
+        crop_size = crop_size if do_center_crop is None or do_center_crop else None
 
         sizes = sorted({image.shape[1:] for image in images})
-        if do_resize:
+        if size is not None:
             sizes = sorted({_resized_size(height, width, size) for height, width in sizes})
-        if len(sizes) > 1 and not do_center_crop:
+        if len(sizes) > 1 and crop_size is None:
             listed = ", ".join(f"{height}×{width}" for height, width in sizes[:4]) + ", …" * (len(sizes) > 4)
             raise ValueError(
                 f"The images of a batch must have one size, got {listed} (height × width); pass"
                 " `size={'height': …, 'width': …}` or `crop_size`, or process them one by one."
             )
-        if do_resize:
+        if size is not None:
             images = [self.resize(image, size, resample) for image in images]
-        if do_center_crop:
+        if crop_size is not None:
             images = [self.center_crop(image, crop_size) for image in images]
         pixels = np.stack(images)  # (batch, channels, height, width), uint8
 

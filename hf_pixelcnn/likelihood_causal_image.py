@@ -355,6 +355,11 @@ OUTPUT_DISTRIBUTIONS = {
 }
 
 
+def distribution_of(config) -> OutputDistribution:
+    """The distribution that a model's configuration names, with the sizes it says."""
+    return OUTPUT_DISTRIBUTIONS[config.output_distribution].from_config(config)
+
+
 def bits_per_dim(nats: float, num_dims: int) -> float:
     r"""
     Convert a negative log-likelihood in nats, summed over `num_dims` dimensions, to bits per dimension.
@@ -379,6 +384,7 @@ __all__ = [
     "LogisticMixtureOutput",
     "OutputDistribution",
     "bits_per_dim",
+    "distribution_of",
     "from_raster",
     "levels_from_noise",
     "to_raster",

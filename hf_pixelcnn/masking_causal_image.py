@@ -78,6 +78,7 @@ class CausalConv2d(nn.Conv2d):
     """
 
     share_of_taps = 1.0
+    mask: torch.Tensor | None
 
     def __new__(cls, *args, **kwargs):
         if len(args) > 4:  # as an `nn.Conv2d` is made
@@ -131,14 +132,17 @@ class CausalConv2d(nn.Conv2d):
 
     def masked(self, weight: torch.Tensor) -> torch.Tensor:
         """A weight of this layer with zeros wherever it never acts."""
-        masked = torch.zeros_like(weight)
-        self.kernel(masked).copy_(torch.where(self.mask.to(weight.device), self.kernel(weight), 0))
+        masked, visible = torch.zeros_like(weight), self.kernel(weight)
+        if self.mask is not None:
+            visible = torch.where(self.mask.to(weight.device), visible, 0)
+        self.kernel(masked).copy_(visible)
         return masked
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        if self.mask is not None:  # after `to_empty()` it would be uninitialised memory
-            self.mask = self.build_mask().to(self.weight.device)
+        mask = self.build_mask()
+        if mask is not None:  # after `to_empty()` it would be uninitialised memory
+            self.mask = mask.to(self.weight.device)
 
     def forward(self, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
         """
@@ -216,7 +220,8 @@ class HorizontalConv2d(CausalConv2d):
             return None
         out_groups = feature_groups(self.out_channels, self.num_groups, self.num_parts)
         in_groups = feature_groups(self.in_channels, self.num_groups)
-        return causal_mask(out_groups, in_groups, self.kernel_size, self.kernel_size[1] - 1, self.mask_type)
+        columns = self.kernel_size[1]
+        return causal_mask(out_groups, in_groups, (1, columns), columns - 1, self.mask_type)
 
 
 class CornerConv2d(CausalConv2d):
@@ -243,7 +248,7 @@ class UpsamplingConv2d(CausalConv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.upsample(x, self.visible_weight(), self.bias)
 
-    def upsample(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def upsample(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         wide = self.kernel_size[1] - 2  # 1: a column is cut off on the left, and one added for it on the right
         padding = (0, wide)
         return F.conv_transpose2d(x, weight.transpose(0, 1), bias, self.stride, padding, output_padding=padding)

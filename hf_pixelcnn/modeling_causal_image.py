@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .caching_causal_image import ForwardCache, SamplingCache
 from .checks_causal_image import check_class_ids, check_levels, evaluation_mode
 from .configuration_causal_image import CausalImageModelingConfig
 from .generation_causal_image import CausalImageGenerationMixin
 from .generation_config_causal_image import PixelCNNGenerationConfig
-from .likelihood_causal_image import OUTPUT_DISTRIBUTIONS, OutputDistribution, at_least_float32
+from .likelihood_causal_image import OutputDistribution, at_least_float32, distribution_of
 from .masking_causal_image import CausalConv2d, MaskedConv2d
 
 
@@ -45,9 +45,9 @@ class CausalImageModelingOutput(ModelOutput):
             The features after each layer, see the family's model.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -60,8 +60,8 @@ class BackboneOutput(ModelOutput):
             `(batch, hidden_size, height, width)` after each layer, see the family's model.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class PixelEncoding(nn.Module):
@@ -154,9 +154,11 @@ class PixelHead(nn.Module):
 class CausalImagePreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation for all families."""
 
+    if TYPE_CHECKING:  # transformers takes a class's annotation of `config` for its `config_class`
+        config: CausalImageModelingConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # pyright: ignore[reportAssignmentType] - a tuple in transformers' own models, too
     supports_gradient_checkpointing = True
     _keys_to_ignore_on_load_unexpected = [r"^class_prior\."]  # which only a classifier has
     accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch`, so accumulation and processes add up
@@ -183,8 +185,8 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         """
         if isinstance(module, CausalConv2d):
             visible = torch.ones_like(module.kernel(module.weight), dtype=torch.bool)
-            if module.mask is not None:
-                visible = module.build_mask().to(module.mask.device)
+            if module.mask is not None and (mask := module.build_mask()) is not None:
+                visible = mask.to(module.mask.device)
                 init.copy_(module.mask, visible)
             if not getattr(module.weight, "_is_hf_initialized", False):  # loaded already: draw nothing
                 fan_in = module.share_of_taps * visible.sum(dim=(1, 2, 3), keepdim=True)
@@ -347,7 +349,7 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
     def __init__(self, config: CausalImageModelingConfig):
         super().__init__(config)
         self.model = self.backbone_class(config)
-        self.output_distribution = OUTPUT_DISTRIBUTIONS[config.output_distribution].from_config(config)
+        self.output_distribution = distribution_of(config)
         self.head = PixelHead(config, self.output_distribution.num_parameters, **self.head_options())
         self.post_init()
 
@@ -360,7 +362,7 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         )
         return self.output_distribution.from_outputs(self.head(features.last_hidden_state)), features.hidden_states
 
-    def log_prob(self, pixel_values: torch.Tensor, *, class_ids: torch.Tensor | None = None) -> torch.FloatTensor:
+    def log_prob(self, pixel_values: torch.Tensor, *, class_ids: torch.Tensor | None = None) -> torch.Tensor:
         r"""
         Exact log-likelihood of every dimension given its past, in nats.
 

@@ -5,6 +5,8 @@ Reference: van den Oord et al. 2016, Conditional Image Generation with PixelCNN 
 https://huggingface.co/papers/1606.05328
 """
 
+from typing import cast
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -45,7 +47,7 @@ class GatedPixelCNNLayer(GradientCheckpointingLayer):
         size, groups = config.hidden_size, config.num_channel_groups
         self.is_first = in_channels is not None
         kernel_size, mask_type = (config.first_kernel_size, "A") if self.is_first else (config.kernel_size, "B")
-        in_channels = in_channels if self.is_first else size
+        in_channels = size if in_channels is None else in_channels
         self.vertical_conv = VerticalConv2d(in_channels, 2 * size, kernel_size, mask_type=mask_type)
         self.vertical_to_horizontal = MaskedConv2d(2 * size, 2 * size, 1, bias=False)  # sees rows above only
         self.horizontal_conv = HorizontalConv2d(
@@ -87,7 +89,8 @@ class GatedPixelCNNModel(CausalImageBackbone, GatedPixelCNNPreTrainedModel):
         return self.config.first_kernel_size // 2 + (len(self.layers) - 1) * (self.config.kernel_size // 2)
 
     def backbone_features(self, pixel_values, class_ids, collect):
-        v = h = self.encoding(pixel_values, self.layers[0].vertical_conv.weight.dtype)
+        first = cast(GatedPixelCNNLayer, self.layers[0])
+        v = h = self.encoding(pixel_values, first.vertical_conv.weight.dtype)
         for layer in self.layers:
             v, h = layer(v, h, class_ids)
             collect(h)

@@ -53,13 +53,13 @@ class PixelCNNPPBlock(nn.Module):
         x + v · σ(g)
     """
 
-    def __init__(self, config: PixelCNNPPConfig, conv: type[CausalConv2d], other_size: int):
+    def __init__(self, config: PixelCNNPPConfig, conv: type[VerticalConv2d | CornerConv2d], other_size: int):
         super().__init__()
-        size, options = config.hidden_size, {"weight_norm": config.weight_norm}
-        self.conv_in = conv(2 * size, size, KERNEL_SIZE, **options)
-        self.conv_other = MaskedConv2d(2 * other_size, size, 1, **options) if other_size else None
+        size, norm = config.hidden_size, config.weight_norm
+        self.conv_in = conv(2 * size, size, KERNEL_SIZE, weight_norm=norm)
+        self.conv_other = MaskedConv2d(2 * other_size, size, 1, weight_norm=norm) if other_size else None
         self.dropout = nn.Dropout(config.dropout)
-        self.conv_out = conv(2 * size, 2 * size, KERNEL_SIZE, **options, init_scale=0.1)
+        self.conv_out = conv(2 * size, 2 * size, KERNEL_SIZE, weight_norm=norm, init_scale=0.1)
         self.class_embedding = ClassEmbedding(config.num_classes, 2 * size) if config.num_classes else None
 
     def forward(
@@ -67,6 +67,7 @@ class PixelCNNPPBlock(nn.Module):
     ) -> torch.Tensor:
         t = self.conv_in(concat_elu(x))
         if other is not None:
+            assert self.conv_other is not None
             t = t + self.conv_other(concat_elu(other))
         vg = self.conv_out(self.dropout(concat_elu(t)))
         if self.class_embedding is not None:
@@ -127,12 +128,12 @@ class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):
 
     def __init__(self, config: PixelCNNPPConfig):
         super().__init__(config)
-        size, depth, options = config.hidden_size, config.num_hidden_layers, {"weight_norm": config.weight_norm}
+        size, depth, norm = config.hidden_size, config.num_hidden_layers, config.weight_norm
         self.encoding = PixelEncoding(config)
         in_channels = config.num_channels * self.encoding.features_per_channel + 1  # one is 1 inside the image
-        self.vertical_in = CausalConv2d(in_channels, size, (2, 3), (1, 1, 1, 0), **options)
-        self.combined_in_above = CausalConv2d(in_channels, size, (1, 3), (1, 1, 0, 0), **options)
-        self.combined_in_left = CausalConv2d(in_channels, size, (2, 1), (0, 0, 1, 0), **options)
+        self.vertical_in = CausalConv2d(in_channels, size, (2, 3), (1, 1, 1, 0), weight_norm=norm)
+        self.combined_in_above = CausalConv2d(in_channels, size, (1, 3), (1, 1, 0, 0), weight_norm=norm)
+        self.combined_in_left = CausalConv2d(in_channels, size, (2, 1), (0, 0, 1, 0), weight_norm=norm)
         self.up_layers = nn.ModuleList(
             nn.ModuleList(PixelCNNPPLayer(config, has_skips=False) for _ in range(depth)) for _ in range(3)
         )
@@ -141,13 +142,13 @@ class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):
             for n in (depth, depth + 1, depth + 1)
         )
         self.vertical_downsampling = nn.ModuleList(
-            VerticalConv2d(size, size, KERNEL_SIZE, stride=2, **options) for _ in range(2)
+            VerticalConv2d(size, size, KERNEL_SIZE, stride=2, weight_norm=norm) for _ in range(2)
         )
         self.combined_downsampling = nn.ModuleList(
-            CornerConv2d(size, size, KERNEL_SIZE, stride=2, **options) for _ in range(2)
+            CornerConv2d(size, size, KERNEL_SIZE, stride=2, weight_norm=norm) for _ in range(2)
         )
-        self.vertical_upsampling = nn.ModuleList(UpsamplingConv2d(size, size, 3, **options) for _ in range(2))
-        self.combined_upsampling = nn.ModuleList(UpsamplingConv2d(size, size, 2, **options) for _ in range(2))
+        self.vertical_upsampling = nn.ModuleList(UpsamplingConv2d(size, size, 3, weight_norm=norm) for _ in range(2))
+        self.combined_upsampling = nn.ModuleList(UpsamplingConv2d(size, size, 2, weight_norm=norm) for _ in range(2))
         self.post_init()
 
     @property
@@ -171,7 +172,7 @@ class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):
             if i > 0:
                 u, ul = self.vertical_downsampling[i - 1](u), self.combined_downsampling[i - 1](ul)
                 skips.append((u, ul))
-            for layer in layers:
+            for layer in layers.children():
                 u, ul = layer(u, ul, class_ids)
                 skips.append((u, ul))
             collect(ul)
@@ -179,7 +180,7 @@ class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):
         for i, layers in enumerate(self.down_layers):
             if i > 0:
                 u, ul = self.vertical_upsampling[i - 1](u), self.combined_upsampling[i - 1](ul)
-            for layer in layers:
+            for layer in layers.children():
                 u, ul = layer(u, ul, class_ids, *skips.pop())
             if i < 2:
                 collect(ul)

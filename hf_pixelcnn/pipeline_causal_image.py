@@ -2,13 +2,15 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import Pipeline
-from transformers.utils import ModelOutput, cached_file, logging
+from transformers.utils import logging
+from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import cached_file
 
 from .image_processing_causal_image import PixelCNNImageProcessor
 
@@ -26,7 +28,7 @@ class PixelCNNPipelineOutput(ModelOutput):
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor | None = None
-    effective_sample_size: torch.DoubleTensor | None = None
+    effective_sample_size: torch.Tensor | None = None
 
 
 class PixelCNNImagePipeline(Pipeline):
@@ -40,6 +42,9 @@ class PixelCNNImagePipeline(Pipeline):
 
     If no image processor is saved with the model, one is built from its config, with a warning.
     """
+
+    model: Any  # its class may be a copy of ours that came with the checkpoint
+    image_processor: PixelCNNImageProcessor
 
     _load_image_processor = None  # if that fails, see `__init__`
     _load_processor = False
@@ -118,7 +123,7 @@ class PixelCNNImagePipeline(Pipeline):
         if all(value is None for value in (num_images, class_ids, images)) and not isinstance(generator, list):
             request["num_images"] = batch_size or 1
         inputs = self.preprocess(request)
-        outputs = self.forward(inputs, **{**self._forward_params, **generate_kwargs})
+        outputs = cast(dict, self.forward(inputs, **{**self._forward_params, **generate_kwargs}))
         output = PixelCNNPipelineOutput(
             images=self.postprocess(outputs, output_type=output_type),
             effective_sample_size=outputs.get("effective_sample_size"),

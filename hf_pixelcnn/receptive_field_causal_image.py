@@ -45,7 +45,7 @@ def read_by_level_logits(distribution, shape: torch.Size, channel: int) -> tuple
     return gradient != 0, channels
 
 
-def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.BoolTensor:
+def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.Tensor:
     r"""
     The dimensions that the distribution of one dimension depends on, in an image of `config.image_size`.
 

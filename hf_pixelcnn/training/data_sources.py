@@ -128,9 +128,16 @@ def find_class_column(features: datasets.Features, name: str | None = None) -> s
     return found[0]
 
 
+def columns_of(rows: datasets.Dataset | datasets.IterableDataset) -> datasets.Features:
+    """Names and types of columns; of a stream they must be known, as they are from [`load_split`]."""
+    if rows.features is None:
+        raise InputError("the stream does not say which columns it has.")
+    return rows.features
+
+
 def class_names(rows: datasets.Dataset | datasets.IterableDataset, column: str) -> list[str]:
     """Names of the classes of a column; the numbers themselves where it has no names."""
-    feature = rows.features[column]
+    feature = columns_of(rows)[column]
     if isinstance(feature, datasets.ClassLabel):
         return feature.names
     if isinstance(rows, datasets.IterableDataset):

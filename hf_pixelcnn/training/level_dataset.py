@@ -18,7 +18,7 @@ import torch
 
 from ..image_processing_causal_image import PixelCNNImageProcessor, binarize_stochastically
 from ..version import __version__
-from .data_sources import find_class_column, find_image_column
+from .data_sources import columns_of, find_class_column, find_image_column
 from .errors import InputError
 
 LEVELS = "levels"
@@ -105,8 +105,9 @@ class _Levels:
         seed: int = 0,
     ):
         check_seed(seed)
-        self.column, is_codes = find_image_column(rows.features, image_column)
-        self.class_column = find_class_column(rows.features, class_column) if with_classes else None
+        columns = columns_of(rows)
+        self.column, is_codes = find_image_column(columns, image_column)
+        self.class_column = find_class_column(columns, class_column) if with_classes else None
         self.is_stochastic = False
         with _damage_as_input_error(self.column):
             first = next(iter(rows.select_columns([self.column])))[self.column]
@@ -155,11 +156,11 @@ class _Levels:
         bits = np.random.Philox(key=self.seed, counter=[0, use, index, self.epoch])
         return np.random.Generator(bits).random(size)
 
-    def item(self, index: int, levels: np.ndarray, class_id: int | None) -> dict:
-        """The item of `levels` `(channels, height, width)` in this epoch."""
+    def item(self, index: int, levels: np.ndarray, class_id: int) -> dict:
+        """The item of `levels` `(channels, height, width)` in this epoch; `class_id` counts where there are classes."""
         if self.is_stochastic:
             levels = binarize_stochastically(levels, self.random(index, 0, levels.size)).astype(np.uint8)
-        item = {"pixel_values": levels}
+        item: dict[str, np.ndarray | int] = {"pixel_values": levels}
         if self.mutation_rate:
             chance, level = self.random(index, 2, 2 * levels.size).reshape(2, *levels.shape)
             shown = np.where(chance < self.mutation_rate, (level * self.num_levels).astype(levels.dtype), levels)
@@ -196,11 +197,13 @@ class LevelDataset(_Levels, torch.utils.data.Dataset):
             raise IndexError(f"index {index} is not in 0 ... {len(self) - 1}.")
         block = int(np.searchsorted(self.ends, index, side="right"))
         levels = self.blocks[block][index - self.ends[block]]  # a negative index, counted from the block's end
-        return self.item(index, levels, None if self.class_ids is None else self.class_ids[index])
+        return self.item(index, levels, -1 if self.class_ids is None else self.class_ids[index])
 
 
 def check_classes_of(images: LevelDataset, split: str, num_classes: int, least: int = -1):
     """Raise unless all images have a class that the model has; `least` -1 allows images without a class."""
+    if images.class_ids is None:
+        raise InputError(f"split {split!r} was read without classes.")
     low, high = images.class_ids.min(), images.class_ids.max()
     if low < least or high >= num_classes:
         none = ", or -1 for none" if least < 0 else ""
@@ -231,7 +234,7 @@ class LevelStream(_Levels, torch.utils.data.IterableDataset):
             with _damage_as_input_error(self.column):
                 for index, row in enumerate(self.rows):
                     levels = row[LEVELS].reshape(self.shape).astype(self.dtype)
-                    yield self.item(index, levels, row.get(self.class_column))
+                    yield self.item(index, levels, -1 if self.class_column is None else row[self.class_column])
 
 
 def collate_levels(items: Sequence[dict]) -> dict[str, torch.Tensor]:

@@ -9,14 +9,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from transformers import PreTrainedModel
 
 from ..pictures_causal_image import image_grid, images_of
 from .errors import InputError
 
 
 @torch.no_grad()
-def draw_samples(model: PreTrainedModel, processor, num_images: int, seed: int, path: Path):
+def draw_samples(model, processor, num_images: int, seed: int, path: Path):
     """Draw a grid of `num_images` samples; of a conditional model, as many whole rows of one class as they fill."""
     class_ids, columns = None, None
     if num_classes := model.config.num_classes:

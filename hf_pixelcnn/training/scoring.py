@@ -10,11 +10,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..likelihood_causal_image import bits_per_dim
+from ..modeling_causal_image import CausalImageLikelihood
 from .errors import InputError
+from .level_dataset import LevelDataset
 
 
 def nats_per_image(
-    model: PreTrainedModel, pixel_values: torch.Tensor, class_ids: torch.Tensor | None = None
+    model: CausalImageLikelihood, pixel_values: torch.Tensor, class_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Negative log-likelihood of each image in nats, summed over its dimensions: `torch.DoubleTensor` `(batch,)`."""
     return -model.log_prob(pixel_values, class_ids=class_ids).double().sum((1, 2, 3))
@@ -37,7 +39,7 @@ def metrics_of(nats: float, num_images: int, num_dims: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def split_nats(model: PreTrainedModel, images: Dataset, batch_size: int, collate_fn) -> torch.DoubleTensor:
+def split_nats(model: CausalImageLikelihood, images: Dataset, batch_size: int, collate_fn) -> torch.Tensor:
     r"""
     Score each image of a split, in the dtype and on the device of the model.
 
@@ -64,7 +66,7 @@ def split_nats(model: PreTrainedModel, images: Dataset, batch_size: int, collate
     return nats
 
 
-def score(model: PreTrainedModel, images: Dataset, batch_size: int, collate_fn) -> dict[str, float]:
+def score(model: CausalImageLikelihood, images: LevelDataset, batch_size: int, collate_fn) -> dict[str, float]:
     r"""
     Score a whole split; the arguments are those of [`split_nats`].
 

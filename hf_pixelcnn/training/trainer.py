@@ -5,16 +5,18 @@ import math
 import os
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from ..checks_causal_image import check_count
-from .level_dataset import check_seed, collate_levels
+from ..modeling_causal_image import CausalImageLikelihood
+from .level_dataset import LevelDataset, check_seed, collate_levels
 from .records import has_fast_bfloat16
 from .scoring import metrics_of, nats_per_image
 
@@ -27,6 +29,8 @@ EMA_FILE = "ema.safetensors"
 class PixelCNNTrainingArguments(TrainingArguments):
     """`TrainingArguments` with an average of the weights, a memory format, and the defaults that our batches need."""
 
+    if TYPE_CHECKING:  # transformers names a folder where none is given
+        output_dir: str = ""
     ema_decay: float = field(
         default=0.0,
         metadata={
@@ -84,7 +88,8 @@ class WeightAverage:
         """Take in the weights after step `step` of the optimizer, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [p.detach().to(self.average[name].dtype) for name, p in self.parameters.items()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        averages = list(self.average.values())
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage] - as torch.optim
 
     @contextlib.contextmanager
     def in_use(self):
@@ -122,8 +127,9 @@ class _StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        if hasattr(self.trainer.train_dataset, "set_epoch"):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+        set_epoch = getattr(self.trainer.train_dataset, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.trainer.ema is not None:
@@ -155,6 +161,10 @@ class PixelCNNTrainer(Trainer):
         kwargs: As for `Trainer`; the data set for evaluation is a `torch.utils.data.Dataset` of known length.
     """
 
+    args: PixelCNNTrainingArguments
+    model: CausalImageLikelihood
+    eval_dataset: LevelDataset
+
     def __init__(self, model, args: PixelCNNTrainingArguments, data_collator=collate_levels, **kwargs):
         if args.channels_last:
             model = model.to(memory_format=torch.channels_last)
@@ -162,7 +172,7 @@ class PixelCNNTrainer(Trainer):
         self.ema = None
         self.nats_function = nats_per_image
         if args.torch_compile:
-            backend, mode = args.torch_compile_backend, args.torch_compile_mode
+            backend, mode = args.torch_compile_backend or "inductor", args.torch_compile_mode
             self.nats_function = torch.compile(nats_per_image, dynamic=False, backend=backend, mode=mode)
         self.add_callback(_StepCallback(self))
 
@@ -184,13 +194,16 @@ class PixelCNNTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(
-        self, eval_dataset: Dataset | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: LevelDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         r"""
         Score a split with the averaged weights, if there are any.
 
         Args:
-            eval_dataset (`Dataset`, *optional*): By default the trainer's own.
+            eval_dataset ([`LevelDataset`], *optional*): By default the trainer's own.
             ignore_keys: Not used; no outputs are collected.
             metric_key_prefix (`str`): Start of the names of the metrics.
 
@@ -209,15 +222,15 @@ class PixelCNNTrainer(Trainer):
         )
         was_training = self.model.training
         self.model.eval()
-        self.callback_handler.eval_dataloader = loader
+        self.callback_handler.eval_dataloader = loader  # pyright: ignore[reportAttributeAccessIssue] - begins as None
         sums = torch.zeros(3, dtype=torch.float64, device=args.device)  # nats, images, dimensions
         with self.averaged_weights():
             for batch in loader:
                 sums += self._score_batch(batch)
                 self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
         self.model.train(was_training)
-        nats, num_images, num_dims = self.accelerator.reduce(sums, "sum").tolist()
-        values = metrics_of(nats, num_images, num_dims)
+        nats, num_images, num_dims = map(float, self.accelerator.reduce(sums, "sum"))
+        values = metrics_of(nats, int(num_images), int(num_dims))
         values = {"loss": values.pop("nats_per_dim"), **values}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         metrics |= speed_metrics(
@@ -244,8 +257,7 @@ class PixelCNNTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """Save the averaged model, if there is one; a `checkpoint-N` gets the raw weights, and the average too."""
-        is_checkpoint = _internal_call and output_dir is not None  # without a folder it is `push_to_hub` that calls
-        if not is_checkpoint:
+        if not _internal_call or output_dir is None:  # no checkpoint: without a folder it is `push_to_hub` that calls
             with self.averaged_weights():
                 super().save_model(output_dir, _internal_call)
             return
@@ -255,8 +267,9 @@ class PixelCNNTrainer(Trainer):
 
     def _load_best_model(self):
         super()._load_best_model()
-        if self.ema is not None:
-            self.ema.load(self.state.best_model_checkpoint)
+        folder = self.state.best_model_checkpoint
+        if self.ema is not None and folder is not None:
+            self.ema.load(folder)
 
 
 def last_checkpoint(folder: str) -> str | None:
