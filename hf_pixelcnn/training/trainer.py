@@ -203,7 +203,7 @@ class PixelCNNTrainer(Trainer):
         Score a split with the averaged weights, if there are any.
 
         Args:
-            eval_dataset ([`LevelDataset`], *optional*): By default the trainer's own.
+            eval_dataset ([`LevelDataset`] or another of known length, *optional*): By default the trainer's own.
             ignore_keys: Not used; no outputs are collected.
             metric_key_prefix (`str`): Start of the names of the metrics.
 
