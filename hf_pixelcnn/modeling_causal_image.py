@@ -151,6 +151,11 @@ class PixelHead(nn.Module):
         return x
 
 
+def _some(words: list[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
+
+
 class CausalImagePreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation for all families."""
 
@@ -240,14 +245,27 @@ class CausalImagePreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
         r"""
         As in transformers, but only an explicit `use_safetensors=False` reads a `.bin` file, and pickled code in it is
-        never run.
+        never run. A tensor that the file lacks starts anew, and transformers says so, only where that is meant: with
+        `ignore_mismatched_sizes=True`, a learned prior of classes, or the head on top of a saved `...Model`.
 
         Raises:
-            OSError: If there is no such model, or its weights are damaged, or not there as safetensors.
+            OSError: If there is no such model, or its weights are damaged, incomplete, or not there as safetensors.
+            ValueError: If the weights have other shapes than the config says, without `ignore_mismatched_sizes=True`.
         """
         name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        wants_report = kwargs.pop("output_loading_info", False)
         try:
-            return super().from_pretrained(*args, use_safetensors=use_safetensors is not False, **kwargs)
+            model, report = super().from_pretrained(
+                *args,
+                use_safetensors=use_safetensors is not False,
+                ignore_mismatched_sizes=True,  # reported below, with names
+                output_loading_info=True,
+                **kwargs,
+            )
+            if not may_differ:
+                model._check_loaded(str(name), report)
+            return (model, report) if wants_report else model
         except SafetensorError as error:
             raise OSError(
                 f"The weights of {str(name)!r} are damaged or cut off ({error}): download or copy them again "
@@ -266,6 +284,27 @@ class CausalImagePreTrainedModel(PreTrainedModel):
                     "`save_pretrained` then converts them."
                 ) from error
             raise
+
+    def _check_loaded(self, name: str, report: dict):
+        """Raise if tensors of a model just loaded are not those of its file, except where its class adds them."""
+        remedy = "Where they are meant to start anew, as for other classes, pass `ignore_mismatched_sizes=True`."
+        may_be_new = ["class_prior."]
+        backbone_class = getattr(self, "backbone_class", None)
+        if backbone_class is not None and self.config.architectures == [backbone_class.__name__]:
+            may_be_new.append("head.")
+        missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(may_be_new)))
+        if missing:
+            unknown = sorted(report["unexpected_keys"])
+            instead = f" and hold {_some(unknown)}, which the model does not have" if unknown else ""
+            raise OSError(
+                f"The weights of {name!r} lack {len(missing)} of the {len(self.state_dict())} tensors of a "
+                f"{type(self).__name__}, {_some(missing)}{instead}: download or copy them again. {remedy}"
+            )
+        shapes = [f"{key} is {tuple(was)}, not {tuple(new)}" for key, was, new in sorted(report["mismatched_keys"])]
+        if shapes:
+            raise ValueError(
+                f"The weights of {name!r} have other shapes than the config says: {_some(shapes)}. {remedy}"
+            )
 
     def masked_state_dict(self, state_dict: dict | None = None) -> dict:
         """The weights, or others of this model, with zeros where a mask hides them: what a saved file contains."""

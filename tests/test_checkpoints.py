@@ -194,31 +194,6 @@ def test_head_and_body_load_into_each_other(family, tmp_path):
     assert torch.equal(again.model(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_reported(family, tmp_path, caplog):
-    from safetensors.torch import load_file, save_file
-
-    build_model(family).save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("head.layers.0.weight"))
-    del tensors[name]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    from transformers.utils import logging
-
-    logging.enable_propagation()
-    try:
-        _, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
-    finally:
-        logging.disable_propagation()
-    assert report["missing_keys"] == {name}
-    assert name in caplog.text
-
-
-def test_a_checkpoint_of_other_shapes_is_refused(family, tmp_path):
-    build_model(family, num_classes=3).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        AutoModel.from_pretrained(tmp_path, num_classes=5, id2label={i: str(i) for i in range(5)})
-
-
 def test_a_bin_file_is_read_only_when_asked_for(family, tmp_path):
     model = build_model(family)
     model.save_pretrained(tmp_path)

@@ -88,7 +88,7 @@ def test_frozen_weights_stay_while_the_others_learn(pretrained, cache, tmp_path)
 
 
 def test_another_number_of_classes_keeps_all_but_the_class_vectors_and_says_so(pretrained, cache, tmp_path, caplog):
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
         AutoModel.from_pretrained(pretrained, num_classes=2)
     transformers_logging.enable_propagation()
     try:

@@ -16,10 +16,17 @@ def load_model(
 ) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
     """Model (`dtype="auto"`: in the dtype it was saved in) and image processor, see [`load_processor`]."""
     try:
-        model = AutoModel.from_pretrained(path, dtype=dtype)
+        model, report = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"cannot load a model from {path!r}: {error}") from error
+    _check_head(path, report)
     return model, load_processor(path)
+
+
+def _check_head(path: str, report: dict):
+    """Raise if the head of a loaded model is not its file's: nobody trains it here, so it would stay random."""
+    if any(name.startswith("head.") for name in report["missing_keys"]):
+        raise InputError(f"{path!r} is a network without its head, so it has no likelihood and draws no images.")
 
 
 def load_processor(path: str) -> PixelCNNImageProcessor | None:
@@ -40,9 +47,13 @@ def load_processor(path: str) -> PixelCNNImageProcessor | None:
 def load_classifier(path: str, **fields) -> PreTrainedModel:
     """The model of a checkpoint as a classifier, in float32, with other fields of its config."""
     try:
-        return AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32, **fields)
+        model, report = AutoModelForImageClassification.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **fields
+        )
     except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"cannot load a classifier from {path!r}: {error}") from error
+    _check_head(path, report)
+    return model
 
 
 def choose_device(name: str | None) -> torch.device:

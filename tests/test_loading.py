@@ -1,0 +1,136 @@
+"""What a folder lacks is said when it is loaded: no model is half its file and half random numbers."""
+
+import re
+
+import pytest
+import torch
+from conftest import CLASSIFIERS, DIGITS, build_model, one_line_error
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageClassification
+
+from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn.training import InputError, load_classifier, load_model
+
+
+def rewrite_weights(folder, change):
+    """Put what `change` makes of the saved tensors in their place."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def without_one(tensors):
+    return {name: tensor for name, tensor in tensors.items() if name != "head.layers.0.weight"}
+
+
+def renamed(tensors):
+    return {f"net.{name}": tensor for name, tensor in tensors.items()}
+
+
+def test_a_missing_tensor_is_named(family, tmp_path):
+    model = build_model(family, num_classes=3)
+    model.save_pretrained(tmp_path)
+    rewrite_weights(tmp_path, without_one)
+    count = len(model.state_dict())
+    message = (
+        f"'{tmp_path}' lack 1 of the {count} tensors of a .*, head.layers.0.weight: .*`ignore_mismatched_sizes=True`"
+    )
+    for load in (AutoModel.from_pretrained, type(model).from_pretrained, CLASSIFIERS[family].from_pretrained):
+        with pytest.raises(OSError, match=message):
+            load(tmp_path)
+    _, report = AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert report["missing_keys"] == {"head.layers.0.weight"}
+    assert type(AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)) is type(model)
+    state_dict = model.state_dict()
+    del state_dict["head.layers.0.bias"]
+    with pytest.raises(OSError, match=r"lack 1 of the .*head.layers.0.bias"):
+        type(model).from_pretrained(None, config=model.config, state_dict=state_dict)
+
+
+def test_weights_under_other_names_are_not_replaced_by_random_ones(family, tmp_path):
+    model = build_model(family)
+    model.save_pretrained(tmp_path)
+    rewrite_weights(tmp_path, renamed)
+    count = len(model.state_dict())
+    message = (
+        rf"lack {count} of the {count} tensors .* and {count - 3} more and hold net\..* and {count - 3} more, which"
+    )
+    for load in (AutoModel.from_pretrained, type(model).from_pretrained, type(model.model).from_pretrained):
+        with pytest.raises(OSError, match=message if load != type(model.model).from_pretrained else "lack"):
+            load(tmp_path)
+
+
+def test_a_missing_shard_is_said(family, tmp_path):
+    model = build_model(family)
+    model.save_pretrained(tmp_path, max_shard_size="2KB")
+    next(iter(tmp_path.glob("*-of-*.safetensors"))).unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_only_a_class_that_adds_a_head_makes_one(family, tmp_path):
+    model = build_model(family, num_classes=3)
+    model.model.save_pretrained(tmp_path)
+    saved = model.model.masked_state_dict()
+    for load in (type(model).from_pretrained, CLASSIFIERS[family].from_pretrained):
+        loaded = load(tmp_path).model.state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+    for load in (load_model, load_classifier):  # the scripts have no use for a random head
+        with pytest.raises(InputError, match="is a network without its head"):
+            load(str(tmp_path))
+    rewrite_weights(tmp_path, lambda tensors: dict(list(tensors.items())[1:]))
+    with pytest.raises(OSError, match=r"lack 1 of the .*, model\."):
+        type(model).from_pretrained(tmp_path)
+
+
+def test_classes_of_a_model_without_any_are_new_only_when_that_is_said(family, tmp_path):
+    model = build_model(family)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"class_embedding.weight.*start anew, as for other classes"):
+        AutoModel.from_pretrained(tmp_path, num_classes=3)
+    loaded = AutoModel.from_pretrained(tmp_path, num_classes=3, ignore_mismatched_sizes=True)
+    assert loaded.generate(class_ids=[2]).shape == (1, 1, 5, 6)
+
+
+def test_a_learned_prior_is_new_when_the_file_has_none(family, tmp_path):
+    model = build_model(family, num_classes=3)
+    model.save_pretrained(tmp_path)
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path, class_prior="learned")
+    assert not classifier.class_prior.logits.any()
+
+
+def test_other_shapes_are_a_sentence(family, tmp_path):
+    build_model(family, num_classes=3).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"have other shapes .*class_embedding.weight is \(3, \d+\), not \(5, \d+\)"):
+        AutoModel.from_pretrained(tmp_path, num_classes=5)
+
+
+@pytest.mark.parametrize("damage", [without_one, renamed])
+@pytest.mark.parametrize("script", ["score", "compress", "publish", "sample"])
+def test_scripts_end_in_one_line(tmp_path, script, damage):
+    import compress
+    import publish
+    import sample
+    import score
+
+    folder = tmp_path / "model"
+    build_model("gated_pixelcnn").save_pretrained(folder)
+    PixelCNNImageProcessor(num_levels=2, size={"height": 5, "width": 6}).save_pretrained(folder)
+    rewrite_weights(folder, damage)
+    (tmp_path / "picture.png").write_bytes(b"")
+    main, *words = {
+        "score": [score.main, "--model", folder, "--dataset", DIGITS],
+        "compress": [
+            compress.main,
+            "compress",
+            "--model",
+            folder,
+            "--input",
+            tmp_path / "picture.png",
+            "--output",
+            "out",
+        ],
+        "publish": [publish.main, "--model", folder, "--output_dir", tmp_path / "published"],
+        "sample": [sample.main, "--model", folder, "--output", tmp_path / "samples.png"],
+    }[script]
+    message = one_line_error(main, words)
+    assert re.search(r"cannot load a model from .*: The weights of .* lack \d+ of the \d+ tensors", message)
