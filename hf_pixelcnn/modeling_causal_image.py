@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .caching_causal_image import ForwardCache, SamplingCache
@@ -29,6 +30,8 @@ from .generation_causal_image import CausalImageGenerationMixin
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, at_least_float32, distribution_of
 from .masking_causal_image import CausalConv2d, MaskedConv2d
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -154,6 +157,11 @@ class PixelHead(nn.Module):
 def _some(words: list[str]) -> str:
     """The first three, and how many more there are."""
     return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
+
+
+def _own_name(name: str) -> str:
+    """The name of a tensor without what wrappers of the model, or of a part of it, put into it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 class CausalImagePreTrainedModel(PreTrainedModel):
@@ -307,16 +315,39 @@ class CausalImagePreTrainedModel(PreTrainedModel):
             )
 
     def masked_state_dict(self, state_dict: dict | None = None) -> dict:
-        """The weights, or others of this model, with zeros where a mask hides them: what a saved file contains."""
-        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        r"""
+        The weights, or others of this model, with zeros where a mask hides them: what a saved file contains.
+
+        Names lose what `torch.compile` (`_orig_mod.`) and `DataParallel` (`module.`) put into them.
+        """
+        state_dict = {
+            _own_name(name): w for name, w in (self.state_dict() if state_dict is None else state_dict).items()
+        }
         for name, module in self.named_modules():
-            weight = state_dict.get(f"{name}.weight")
+            name = _own_name(f"{name}.weight")
+            weight = state_dict.get(name)
             if isinstance(module, CausalConv2d) and module.mask is not None and weight is not None:
-                state_dict[f"{name}.weight"] = module.masked(weight)
+                state_dict[name] = module.masked(weight)
         return state_dict
 
+    def non_finite_weights(self, state_dict: dict | None = None) -> list[str]:
+        """Names of the saved tensors that hold a NaN or an infinite number: of the weights, or of others like them."""
+        state_dict = self.masked_state_dict(state_dict)
+        return [name for name, weight in state_dict.items() if not weight.is_meta and not weight.isfinite().all()]
+
     def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
-        """As in transformers; in the file, weights that a mask hides are zero. `auto_map` names all Auto classes."""
+        r"""
+        As in transformers; in the file, weights that a mask hides are zero. `auto_map` names all Auto classes.
+
+        A `state_dict` may come from the model in `torch.compile` or `DataParallel`. Weights that are not finite are
+        saved with a warning, so that a run can be looked into.
+        """
+        state_dict = self.masked_state_dict(state_dict)
+        if (broken := self.non_finite_weights(state_dict)) and is_main_process:
+            logger.warning(
+                f"THE MODEL IS BROKEN: {len(broken)} of its {len(state_dict)} tensors, {_some(broken)}, hold NaN or "
+                f"infinite numbers. It is saved to {str(save_directory)!r} only to find out why."
+            )
         if self._auto_class is not None:
             auto_map = {  # also those that load the same weights as another class of this file
                 cls._auto_class: f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
@@ -324,7 +355,7 @@ class CausalImagePreTrainedModel(PreTrainedModel):
                 if isinstance(cls, type) and vars(cls).get("_auto_class")
             }
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
-        return super().save_pretrained(save_directory, is_main_process, self.masked_state_dict(state_dict), **kwargs)
+        return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
 
 class CausalImageBackbone(CausalImagePreTrainedModel):

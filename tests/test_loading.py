@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 from hf_pixelcnn import PixelCNNImageProcessor
-from hf_pixelcnn.training import InputError, load_classifier, load_model
+from hf_pixelcnn.training import InputError, check_finite, load_classifier, load_model
 
 
 def rewrite_weights(folder, change):
@@ -134,3 +134,55 @@ def test_scripts_end_in_one_line(tmp_path, script, damage):
     }[script]
     message = one_line_error(main, words)
     assert re.search(r"cannot load a model from .*: The weights of .* lack \d+ of the \d+ tensors", message)
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+WRAPPERS = {
+    "compiled": compiled,
+    "parallel": torch.nn.DataParallel,
+    "parallel and compiled": lambda model: compiled(torch.nn.DataParallel(model)),
+    "compiled and parallel": lambda model: torch.nn.DataParallel(compiled(model)),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_weights_of_a_wrapped_model_are_saved_under_their_own_names(family, tmp_path, wrapper):
+    model = build_model(family, num_channels=3, num_levels=4)
+    model.save_pretrained(tmp_path / "plain")
+    model.save_pretrained(tmp_path / "wrapped", state_dict=WRAPPERS[wrapper](model).state_dict())
+    plain, wrapped = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "wrapped"))
+    assert plain.keys() == wrapped.keys()
+    assert all(torch.equal(tensor, wrapped[name]) for name, tensor in plain.items())
+
+
+def test_a_model_with_a_compiled_part_is_saved_under_its_own_names(family, tmp_path):
+    model = build_model(family, num_channels=3, num_levels=4)
+    expected = model.masked_state_dict()
+    model.model = compiled(model.model)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert expected.keys() == saved.keys()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_broken_model_is_saved_with_a_warning_and_never_published(family, tmp_path, caplog, number):
+    from transformers.utils import logging
+
+    model = build_model(family)
+    logging.enable_propagation()
+    try:
+        model.save_pretrained(tmp_path)
+        check_finite(model)
+        assert "BROKEN" not in caplog.text
+        model.head.layers[0].bias.data[0] = number
+        model.save_pretrained(tmp_path)
+    finally:
+        logging.disable_propagation()
+    count = len(model.state_dict())
+    assert f"BROKEN: 1 of its {count} tensors, head.layers.0.bias, hold NaN or infinite numbers" in caplog.text
+    with pytest.raises(InputError, match=r"infinite numbers are in 1 of its tensors \(head.layers.0.bias\)"):
+        check_finite(AutoModel.from_pretrained(tmp_path))

@@ -20,7 +20,7 @@ from .pictures import (
     draw_samples,
 )
 from .records import has_fast_bfloat16, keep_freed_memory, run_facts, write_json
-from .saved_models import choose_device, load_classifier, load_model, load_processor
+from .saved_models import check_finite, choose_device, load_classifier, load_model, load_processor
 from .scoring import (
     calibration_error,
     class_probabilities,
@@ -41,6 +41,7 @@ __all__ = [
     "PixelCNNTrainingArguments",
     "calibration_error",
     "check_classes_of",
+    "check_finite",
     "check_picture_path",
     "choose_device",
     "class_names",

@@ -29,6 +29,18 @@ def _check_head(path: str, report: dict):
         raise InputError(f"{path!r} is a network without its head, so it has no likelihood and draws no images.")
 
 
+def check_finite(model: PreTrainedModel):
+    r"""
+    Refuse a model that training has broken.
+
+    Raises:
+        InputError: If a weight is NaN or infinite; the message names the tensors.
+    """
+    if broken := model.non_finite_weights():
+        names = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        raise InputError(f"the model is broken: NaN or infinite numbers are in {len(broken)} of its tensors ({names}).")
+
+
 def load_processor(path: str) -> PixelCNNImageProcessor | None:
     r"""
     The image processor of a saved model; `None` of a model of codes, which has none.
