@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 MAX_SCALED_LEVELS = 256
 MAX_EMBEDDED_LEVELS = 16384
+NO_NAMES = {0: "LABEL_0", 1: "LABEL_1"}  # what transformers calls the classes of a model that says nothing about them
 FORMAT_VERSION = 1  # of `config.json`; raised when files written from then on mean something else to older code
 
 
@@ -28,6 +29,25 @@ def as_height_and_width(image_size: int | list[int] | tuple[int, ...]) -> list[i
     if len(size) != 2 or not all(is_int(length) and length > 0 for length in size):
         raise ValueError(f"`image_size` must be a positive int or [height, width], got {image_size!r}.")
     return size
+
+
+def agreed_num_classes(
+    num_classes: int | None = None, num_labels: int | None = None, id2label: dict | None = None
+) -> int | None:
+    r"""
+    The number of classes that was asked for in any of three ways, or None.
+
+    Raises:
+        ValueError: If `num_labels` is not a number of classes, or the ways contradict each other.
+    """
+    if num_labels is not None and (not is_int(num_labels) or num_labels < 0):
+        raise ValueError(f"`num_labels` must be an int of at least 0, the number of classes, got {num_labels!r}.")
+    counts = {"num_classes": num_classes, "num_labels": num_labels, "id2label": len(id2label) if id2label else None}
+    counts = {name: count for name, count in counts.items() if count is not None}
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"`{name}` {count}" for name, count in counts.items())
+        raise ValueError(f"The numbers of classes contradict each other: {given}. One of them is enough.")
+    return next(iter(counts.values()), None)
 
 
 @strict
@@ -55,7 +75,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
             Probability with which a feature of a residual branch is dropped in training.
         num_classes (`int`, defaults to 0):
             Classes of a class-conditional model, 0 for none. Above 0 it sets `id2label`, unless that is given, and
-            `label2id`.
+            `label2id`. Where it is not given, `num_labels` or the names in `id2label` say how many there are; the two
+            names `LABEL_0` and `LABEL_1` alone, which transformers gives every config, do not.
         output_distribution (`str`, *optional*):
             `"bernoulli"` (two levels only), `"categorical"` or `"logistic_mixture"`. Defaults to `"bernoulli"` for two
             levels and to `"categorical"` for more.
@@ -75,6 +96,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
             Share of the generative term in the loss of a classifier, 0 to 1; the rest is cross-entropy.
 
     Raises:
+        ValueError: If `num_labels` is no number of classes, or another one than `num_classes`.
         huggingface_hub.errors.StrictDataclassError: If a field has the wrong type or a value that no network can be
             built from; the message names the field, the value and what would work.
     """
@@ -112,8 +134,15 @@ class CausalImageModelingConfig(PreTrainedConfig):
             self.class_prior = list(self.class_prior)
         if self.output_distribution is None:
             self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
+        if self.id2label is not None and {int(key): name for key, name in self.id2label.items()} == NO_NAMES:
+            self.id2label = None
+        num_labels = kwargs.pop("num_labels", None)
+        if self.num_classes == 0:
+            self.num_classes = agreed_num_classes(num_labels=num_labels, id2label=self.id2label) or 0
+        else:
+            agreed_num_classes(num_classes=self.num_classes, num_labels=num_labels)
         if self.num_classes > 0 and self.id2label is None:
-            kwargs.setdefault("num_labels", self.num_classes)
+            kwargs["num_labels"] = self.num_classes
         super().__post_init__(**kwargs)
         if self.num_classes > 0:
             self.label2id = {name: class_id for class_id, name in self.id2label.items()}
@@ -121,11 +150,12 @@ class CausalImageModelingConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         r"""
-        As in transformers, but fields given as keywords are checked together with the saved ones, and another
-        `num_classes` drops the saved names of classes.
+        As in transformers, but fields given as keywords are checked together with the saved ones. Another number of
+        classes, by `num_classes`, `num_labels` or `id2label`, drops the saved names of classes.
 
         Raises:
-            ValueError: If `config_dict` was written by a newer version of this code.
+            ValueError: If `config_dict` was written by a newer version of this code, or the keywords contradict each
+                other.
         """
         if config_dict.get("format_version", 1) > FORMAT_VERSION:
             raise ValueError(
@@ -133,9 +163,20 @@ class CausalImageModelingConfig(PreTrainedConfig):
                 f"reads up to {FORMAT_VERSION}. Update the package."
             )
         overrides = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
-        num_classes = config_dict.get("num_classes", 0)
-        if overrides.get("num_classes", num_classes) != num_classes:
-            config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
+        wanted = {name: overrides.get(name) for name in ("num_classes", "id2label")}
+        num_classes = agreed_num_classes(**wanted, num_labels=kwargs.pop("num_labels", None))
+        names, ids = overrides.get("id2label"), overrides.get("label2id")
+        if names and ids and {name: int(class_id) for class_id, name in names.items()} != ids:
+            raise ValueError(
+                f"`id2label` and `label2id` contradict each other: {names} and {ids}. `id2label` is enough."
+            )
+        saved = config_dict.get("num_classes")
+        if saved == 0 or num_classes not in (None, saved):  # the names are no one's, or other classes'
+            config_dict = {
+                key: x for key, x in config_dict.items() if key not in ("id2label", "label2id", "num_labels")
+            }
+        if num_classes is not None:
+            overrides["num_classes"] = num_classes
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     @property

@@ -242,6 +242,25 @@ def test_a_model_without_classes_is_no_classifier(family, tmp_path):
         AutoModelForImageClassification.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize(
+    "request_",
+    [{"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}, {"num_labels": 2}],
+    ids=["names", "number"],
+)
+def test_the_usual_calls_of_fine_tuning_make_a_classifier_of_other_classes(family, tmp_path, num_classes, request_):
+    build_model(family, num_classes=num_classes).save_pretrained(tmp_path)
+    for load in (AutoModelForImageClassification.from_pretrained, CLASSIFIERS[family].from_pretrained):
+        classifier = load(tmp_path, ignore_mismatched_sizes=True, **request_)
+        assert classifier.config.num_classes == classifier.config.num_labels == 2
+        assert classifier.config.id2label == request_.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
+        assert classifier.config.label2id == {name: i for i, name in classifier.config.id2label.items()}
+        pixel_values = random_inputs(build_model(family))["pixel_values"]
+        assert classifier(pixel_values, labels=torch.tensor([0, 1])).logits.shape == (2, 2)
+        with pytest.raises((ValueError, OSError), match="ignore_mismatched_sizes=True"):
+            load(tmp_path, **request_)
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [

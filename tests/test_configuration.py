@@ -119,6 +119,66 @@ def test_names_and_numbers_of_classes_agree():
     assert PixelCNNConfig(num_classes=2, id2label={0: "cat", 1: "dog"}).label2id == {"cat": 0, "dog": 1}
 
 
+def test_labels_are_classes(family):
+    config_class = FAMILIES[family][0]
+    for given in ({"num_labels": 5}, {"id2label": {i: str(i) for i in range(5)}}, {"num_classes": 5, "num_labels": 5}):
+        config = config_class(**given)
+        assert config.num_classes == config.num_labels == len(config.id2label) == len(config.label2id) == 5
+    assert config_class(num_labels=2).num_classes == 2
+    assert config_class(id2label={"0": "cat", "1": "dog"}).label2id == {"cat": 0, "dog": 1}
+    assert config_class(num_labels=1).num_classes == 1
+    assert config_class.from_dict({}, num_labels=3).num_classes == 3
+    assert config_class.from_dict({}, id2label={0: "LABEL_0", 1: "LABEL_1"}).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_classes": 3, "num_labels": 5},
+        {"num_labels": 3, "id2label": {0: "a", 1: "b"}},
+        {"num_labels": 0, "id2label": {0: "a", 1: "b"}},
+    ],
+    ids=str,
+)
+def test_numbers_of_classes_that_contradict_each_other(family, given):
+    config_class = FAMILIES[family][0]
+    for make in (lambda: config_class(**given), lambda: config_class.from_dict({"num_classes": 4}, **given)):
+        with pytest.raises(ValueError, match=r"classes contradict each other: `num_\w+` \d, `\w+` \d\. One of them"):
+            make()
+    with pytest.raises(ValueError, match="contradict each other: `num_classes` 0, `num_labels` 5"):
+        config_class.from_dict({"num_classes": 4}, num_classes=0, num_labels=5)
+    with pytest.raises(ValueError, match="`id2label` and `label2id` contradict each other"):
+        config_class.from_dict({}, id2label={0: "a", 1: "b"}, label2id={"a": 1, "b": 0})
+    for wrong in (-1, "5", 2.0):
+        with pytest.raises(ValueError, match="`num_labels` must be an int of at least 0"):
+            config_class(num_labels=wrong)
+
+
+def test_a_model_without_classes_stays_one(family, tmp_path):
+    """transformers calls two classes its own in every config; some were saved with them, or with names of no class."""
+    config_class = FAMILIES[family][0]
+    names = {"0": "LABEL_0", "1": "LABEL_1"}
+    config = config_class()
+    for loaded in (
+        config_class(**config.to_dict()),
+        config_class.from_dict(config.to_dict()),
+        config_class.from_dict(config.to_dict(), image_size=9),
+        config_class.from_dict({"num_classes": 0, "id2label": names, "label2id": {"LABEL_0": 0, "LABEL_1": 1}}),
+        config_class.from_dict({"id2label": names}),
+        config_class.from_dict({"num_classes": 0, "id2label": {str(i): str(i) for i in range(5)}}),
+        config_class.from_dict({"num_classes": 7}, num_classes=0),
+        config_class.from_dict({"num_classes": 7}, num_labels=0),
+        config_class(num_labels=0),
+    ):
+        assert loaded.num_classes == 0
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).num_classes == 0
+    assert AutoConfig.from_pretrained(tmp_path, num_labels=2).num_classes == 2
+    two = AutoConfig.from_pretrained(tmp_path, id2label={0: "LABEL_0", 1: "LABEL_1"})
+    two.save_pretrained(tmp_path / "two")
+    assert AutoConfig.from_pretrained(tmp_path / "two").num_classes == 2
+
+
 def test_the_distribution_follows_from_the_levels():
     assert PixelCNNConfig().output_distribution == "bernoulli"
     assert PixelCNNConfig(num_levels=16).output_distribution == "categorical"
