@@ -335,9 +335,30 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         state_dict = self.masked_state_dict(state_dict)
         return [name for name, weight in state_dict.items() if not weight.is_meta and not weight.isfinite().all()]
 
+    def _auto_map(self) -> dict[str, str]:
+        """The classes, by Auto class, that load this model's weights out of the code that is saved with them."""
+        own, module = type(self), sys.modules[type(self).__module__]
+        if own._auto_class is None:
+            return {}
+        if own.__module__ == "__main__" or getattr(module, own.__name__, None) is not own:
+            logger.warning(
+                f"The code of {own.__name__} is not saved, because no module defines it: a file of its own could be."
+            )
+            own._auto_class = None  # transformers would say the same, with the whole model in the message
+            return {}
+        return {
+            cls._auto_class: f"{own.__module__.split('.')[-1]}.{cls.__name__}"
+            for cls in vars(module).values()
+            if isinstance(cls, type)
+            and cls.__module__ == own.__module__
+            and vars(cls).get("_auto_class")
+            and getattr(cls, "config_class", None) is own.config_class  # not of another family
+        }
+
     def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
         r"""
-        As in transformers; in the file, weights that a mask hides are zero. `auto_map` names all Auto classes.
+        As in transformers; in the file, weights that a mask hides are zero. `auto_map` names the Auto classes of the
+        module that defines the model, whose code is saved too; none if that is `__main__`.
 
         A `state_dict` may come from the model in `torch.compile` or `DataParallel`. Weights that are not finite are
         saved with a warning, so that a run can be looked into.
@@ -348,13 +369,7 @@ class CausalImagePreTrainedModel(PreTrainedModel):
                 f"THE MODEL IS BROKEN: {len(broken)} of its {len(state_dict)} tensors, {_some(broken)}, hold NaN or "
                 f"infinite numbers. It is saved to {str(save_directory)!r} only to find out why."
             )
-        if self._auto_class is not None:
-            auto_map = {  # also those that load the same weights as another class of this file
-                cls._auto_class: f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
-                for cls in vars(sys.modules[type(self).__module__]).values()
-                if isinstance(cls, type) and vars(cls).get("_auto_class")
-            }
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
+        self.config.auto_map = self._auto_map()
         return super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
 

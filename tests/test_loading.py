@@ -1,10 +1,14 @@
 """What a folder lacks is said when it is loaded: no model is half its file and half random numbers."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import CLASSIFIERS, DIGITS, build_model, one_line_error
+from conftest import CLASSIFIERS, DIGITS, ROOT, build_model, one_line_error
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -186,3 +190,70 @@ def test_a_broken_model_is_saved_with_a_warning_and_never_published(family, tmp_
     assert f"BROKEN: 1 of its {count} tensors, head.layers.0.bias, hold NaN or infinite numbers" in caplog.text
     with pytest.raises(InputError, match=r"infinite numbers are in 1 of its tensors \(head.layers.0.bias\)"):
         check_finite(AutoModel.from_pretrained(tmp_path))
+
+
+# A user's module: classes of other families are there too, and a classifier of its own is registered.
+USERS_MODULE = """
+from hf_pixelcnn import *
+from hf_pixelcnn import GatedPixelCNNForCausalImageModeling, GatedPixelCNNForImageClassification
+
+class Mine(GatedPixelCNNForCausalImageModeling):
+    pass
+
+class MyClassifier(GatedPixelCNNForImageClassification):
+    pass
+
+class NotOfThisFamily(PixelCNNForImageClassification):
+    pass
+
+for _class in (MyClassifier, NotOfThisFamily):
+    _class.register_for_auto_class("AutoModelForImageClassification")
+"""
+SAVE = """
+import sys
+from transformers import AutoModel
+from transformers.utils import logging
+model = Mine.from_pretrained(sys.argv[1])
+model.save_pretrained(sys.argv[2])
+assert type(AutoModel.from_pretrained(sys.argv[2])) is GatedPixelCNNForCausalImageModeling
+"""
+
+
+@pytest.mark.parametrize("place", ["a module", "__main__"])
+def test_a_subclass_is_saved_with_the_names_of_its_own_module_alone(tmp_path, place):
+    build_model("gated_pixelcnn", num_classes=3).save_pretrained(tmp_path / "base")
+    (tmp_path / "users_module.py").write_text(USERS_MODULE)
+    code = "from users_module import *\n" if place == "a module" else USERS_MODULE
+    result = subprocess.run(
+        [sys.executable, "-c", code + SAVE, tmp_path / "base", tmp_path / "saved"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Conv2d" not in result.stderr + result.stdout
+    auto_map = json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
+    assert auto_map.pop("AutoConfig") == "configuration_gated_pixelcnn.GatedPixelCNNConfig"
+    if place == "__main__":
+        assert auto_map == {}
+        assert "The code of Mine is not saved" in result.stderr
+    else:
+        assert auto_map == {
+            "AutoModel": "users_module.Mine",
+            "AutoModelForImageClassification": "users_module.MyClassifier",
+        }
+        assert (tmp_path / "saved" / "users_module.py").exists()
+
+
+def test_a_body_names_no_class_whose_file_it_does_not_bring(family, tmp_path):
+    model = build_model(family)
+    model.save_pretrained(tmp_path / "whole")
+    body = type(model.model).from_pretrained(tmp_path / "whole")
+    body.save_pretrained(tmp_path / "body")
+    auto_map = json.loads((tmp_path / "body" / "config.json").read_text())["auto_map"]
+    assert all((tmp_path / "body" / f"{name.split('.')[0]}.py").exists() for name in auto_map.values())
+    body.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "again")
+    auto_map = json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"]
+    assert {"AutoConfig", "AutoModel", "AutoModelForImageClassification"} == set(auto_map)
