@@ -11,6 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
@@ -159,6 +161,15 @@ def _some(words: list[str]) -> str:
     return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
 
 
+def _with_a_gradient(run: Callable, layer: Callable, x: torch.Tensor, *args):
+    """
+    A layer through a reentrant checkpoint, which computes gradients of weights only on the way to an input's: pixels
+    have none, and neither has what frozen layers make of them.
+    """
+    needs_one = torch.is_grad_enabled() and not any(isinstance(a, torch.Tensor) and a.requires_grad for a in (x, *args))
+    return run(layer, x.detach().requires_grad_() if needs_one else x, *args)
+
+
 def _own_name(name: str) -> str:
     """The name of a tensor without what wrappers of the model, or of a part of it, put into it."""
     return name.replace("_orig_mod.", "").removeprefix("module.")
@@ -248,6 +259,12 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **options):
+        """As in transformers, which passes what runs the layers; reentrant checkpoints train the first layers too."""
+        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant") is not False:
+            gradient_checkpointing_func = partial(_with_a_gradient, gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **options)
 
     @classmethod
     def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
