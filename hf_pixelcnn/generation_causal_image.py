@@ -295,9 +295,14 @@ class CausalImageGenerationMixin(torch.nn.Module):
             place = {"cache_dir": cache_dir, "revision": revision, "token": token, "subfolder": subfolder or ""}
             place |= {"force_download": force_download, "local_files_only": local_files_only}
             if _has_generation_config(pretrained_model_name_or_path, **place):
-                self.generation_config = PixelCNNGenerationConfig.from_pretrained(
-                    pretrained_model_name_or_path, **place, _from_auto=from_auto_class, _from_pipeline=from_pipeline
-                )
+                place |= {"_from_auto": from_auto_class, "_from_pipeline": from_pipeline}
+                try:
+                    self.generation_config = PixelCNNGenerationConfig.from_pretrained(
+                        pretrained_model_name_or_path, **place
+                    )
+                except (TypeError, ValueError) as error:
+                    name = f"{GENERATION_CONFIG_NAME} of {str(pretrained_model_name_or_path)!r}"
+                    raise OSError(f"The {name} cannot be used: {error}") from error
 
     def _generation_settings(self, generation_config, return_dict_in_generate, kwargs) -> PixelCNNGenerationConfig:
         """Call keywords over the given configuration over the model's own over the defaults."""

@@ -108,7 +108,14 @@ class PixelCNNGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """Settings of a file; those that only a later version knows are left out with a warning."""
+        r"""
+        Settings of a file; those that only a later version knows are left out with a warning.
+
+        Raises:
+            TypeError, ValueError: If they are not a dictionary, or a value has the wrong type or is out of range.
+        """
+        if not isinstance(config_dict, dict):
+            raise TypeError(f"Generation settings must be a dictionary by name, got {type(config_dict).__name__}.")
         known = [*cls._get_default_generation_params(), "transformers_version"]
         unknown = sorted(name for name in config_dict if name not in known and not name.startswith("_"))
         if unknown:

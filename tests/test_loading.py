@@ -257,3 +257,37 @@ def test_a_body_names_no_class_whose_file_it_does_not_bring(family, tmp_path):
     model.save_pretrained(tmp_path / "again")
     auto_map = json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"]
     assert {"AutoConfig", "AutoModel", "AutoModelForImageClassification"} == set(auto_map)
+
+
+@pytest.mark.parametrize("end", [1, 3, 60, 10_000], ids=lambda end: f"{end} bytes short")
+def test_generation_settings_that_were_cut_off_are_never_the_defaults(tmp_path, end):
+    model = build_model("gated_pixelcnn")
+    model.generation_config.temperature = 0.5
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "generation_config.json"
+    text = file.read_bytes()
+    file.write_bytes(text[: len(text) - end] if end < len(text) else b"")
+    if end == 1:  # the end of the last line: all the settings are there
+        assert AutoModel.from_pretrained(tmp_path).generation_config.temperature == 0.5
+        return
+    for load in (AutoModel.from_pretrained, type(model).from_pretrained):
+        with pytest.raises(OSError, match=rf"'{file}' is not a valid JSON file"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "must be a dictionary by name, got list"),
+        ("null", "must be a dictionary by name, got NoneType"),
+        ('{"temperature": "0.5"}', "`temperature` must be a number, got '0.5'"),
+        ('{"temperature": -1}', "`temperature` must be above 0, got -1"),
+    ],
+)
+def test_generation_settings_without_a_meaning_name_their_file(tmp_path, text, message):
+    build_model("gated_pixelcnn").save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(OSError, match=f"The generation_config.json of '{tmp_path}' cannot be used: .*{message}"):
+        AutoModel.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"generation_config\.json"):
+        load_model(str(tmp_path))
