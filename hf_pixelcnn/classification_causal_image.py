@@ -37,13 +37,13 @@ class ImageClassification(CausalImageLikelihood):
         self.class_prior = ClassPrior(config.num_classes) if config.class_prior == "learned" else None
         self.post_init()
 
-    def log_prior(self) -> torch.Tensor:
-        """log p(c), `(num_classes,)`."""
+    def log_prior(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """log p(c), `(num_classes,)`, on a device: that of the weights may be none (on disk, or in `DataParallel`)."""
         if self.class_prior is not None:
-            return self.class_prior()
+            return self.class_prior().to(device)
         if self.config.class_prior is None:
-            return torch.full((self.config.num_classes,), -math.log(self.config.num_classes), device=self.device)
-        return torch.tensor(self.config.class_prior, dtype=torch.float32, device=self.device).log()
+            return torch.full((self.config.num_classes,), -math.log(self.config.num_classes), device=device)
+        return torch.tensor(self.config.class_prior, dtype=torch.float32, device=device).log()
 
     def log_likelihood(self, pixel_values: torch.Tensor, class_id: int) -> torch.Tensor:
         """log p(x | c) in nats of each image for one class, `(batch,)`, at least float32."""
@@ -92,7 +92,7 @@ class ImageClassification(CausalImageLikelihood):
             for class_id in range(self.config.num_classes)
         ]
         log_likelihood = torch.stack(by_class, dim=1)  # (batch, num_classes)
-        logits = (log_likelihood + self.log_prior()) / self.config.class_temperature
+        logits = (log_likelihood + self.log_prior(log_likelihood.device)) / self.config.class_temperature
         loss = None
         if labels is not None:
             labels, weight = labels.long(), self.config.generative_weight

@@ -146,6 +146,33 @@ def test_loss_and_gradients_are_those_of_the_formula(family, weight):
         torch.testing.assert_close(classifier.get_parameter(name).grad, parameter.grad, msg=name)
 
 
+@pytest.mark.parametrize("prior", [None, [0.2, 0.3, 0.5], "learned"], ids=str)
+def test_a_classifier_on_disk_gives_the_same_logits(family, tmp_path, prior):
+    classifier = classifier_of(build_model(family, num_classes=3), class_prior=prior)
+    if prior == "learned":
+        classifier.class_prior.logits.data = torch.tensor([0.5, 0.0, -1.0])
+    classifier.save_pretrained(tmp_path)
+    places = {f"model.{name}": "disk" for name, _ in classifier.model.named_children()} | {"head": "cpu"}
+    places |= {name: "disk" for name, _ in classifier.named_children() if name == "class_prior"}
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "o")
+    assert loaded.device.type == "meta"
+    pixel_values = random_inputs(classifier)["pixel_values"]
+    torch.testing.assert_close(loaded(pixel_values).logits, classifier(pixel_values).logits)
+
+
+def test_a_classifier_without_parameters_of_its_own_needs_no_device(monkeypatch):
+    """As the copies that `DataParallel` makes: their weights are plain attributes, and asking for a device fails."""
+    classifier = classifier_of(build_model("gated_pixelcnn", num_classes=3))
+    pixel_values = random_inputs(classifier)["pixel_values"]
+    expected = classifier(pixel_values).logits
+
+    def no_device(self):
+        raise StopIteration
+
+    monkeypatch.setattr(type(classifier), "device", property(no_device))
+    assert torch.equal(classifier(pixel_values).logits, expected)
+
+
 def test_a_purely_generative_loss_is_finite_where_the_prior_is_zero(family):
     classifier = classifier_of(classy_model(family, num_classes=3), class_prior=[0.0, 0.5, 0.5], generative_weight=1.0)
     pixel_values = random_inputs(classifier)["pixel_values"]
