@@ -178,6 +178,29 @@ def num_dims(config) -> int:
     return config.num_channels * config.image_size[0] * config.image_size[1]
 
 
+def compiled_seconds(model, forward: Callable[[torch.nn.Module], object], device: torch.device) -> float:
+    """Seconds of `forward(network)`, with the compiled model as network."""
+    fast = torch.compile(model, dynamic=False)
+    for _ in range(2):  # compiles, which is not what is timed
+        forward(fast)
+    seconds = median_seconds(lambda: forward(fast), device)
+    torch.compiler.reset()
+    return seconds
+
+
+def checked_sampler(model, sampler: str, batch: int) -> tuple[Callable[[], object], int | None, int]:
+    """A call that draws a batch, the iterations of `fixed_point`, and the [`noise_rule_violations`] of the images."""
+
+    def draw(**options):
+        generator = torch.Generator().manual_seed(0)
+        return model.generate(num_images=batch, sampler=sampler, generator=generator, **options)
+
+    output = draw(output_scores=sampler == "cached", return_dict_in_generate=True)
+    noise = draw_noise(torch.Generator().manual_seed(0), batch, num_dims(model.config), model.device)
+    violations = noise_rule_violations(model, output, noise, TOLERANCES[model.dtype])
+    return draw, output.num_iterations if sampler == "fixed_point" else None, violations
+
+
 def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
     """Rows of the table for one network and batch size."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
@@ -191,13 +214,7 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
             network(pixel_values[:, :, :rows])
 
     eager = median_seconds(forward, device)
-    compiled = None
-    if args.compiled:
-        fast = torch.compile(model, dynamic=False)
-        for _ in range(2):  # compiles, which is not what is timed
-            forward(fast)
-        compiled = median_seconds(lambda: forward(fast), device)
-        torch.compiler.reset()
+    compiled = compiled_seconds(model, forward, device) if args.compiled else None
     is_slow = eager > SLOW_FORWARD
     naive = eager * num_dims(config) if is_slow else naive_seconds(model, batch, device)
     row = {
@@ -220,19 +237,12 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
             "speed_up": naive / cropped,
         }
 
-    draw = lambda **settings: model.generate(num_images=batch, generator=torch.Generator().manual_seed(0), **settings)  # noqa: E731
-    output = draw(output_scores=True, return_dict_in_generate=True)
-    noise = draw_noise(torch.Generator().manual_seed(0), batch, len(output.scores), device)
     for sampler in ["cached"] if is_slow else ["cached", "fixed_point"]:
-        settings, iterations = {"sampler": sampler}, None
-        if sampler == "fixed_point":
-            output = draw(return_dict_in_generate=True, **settings)
-            iterations = output.num_iterations
-        violations = noise_rule_violations(model, output, noise, TOLERANCES[dtype])
+        draw, iterations, violations = checked_sampler(model, sampler, batch)
         if violations:
             print(f"{name}, batch {batch}, {sampler}: {violations} dimensions break the noise rule, row left out")
             continue
-        seconds = median_seconds(lambda settings=settings: draw(**settings), device)
+        seconds = median_seconds(draw, device)
         yield {
             **row,
             "sampler": sampler,

@@ -245,51 +245,55 @@ def adaptive_bits(class_ids: torch.Tensor, num_classes: int) -> float:
     return (nats - torch.lgamma(counts + 1.0).sum().item()) / math.log(2)
 
 
-def measure(args: MeasureArguments):
-    model, processor = load_model(args.model)
-    model.to(choose_device(args.device)).eval()
-    images = LevelDataset(
-        load_split(args.dataset, args.split, args.dataset_config, args.cache_dir),
-        num_levels=model.config.num_levels,
-        processor=processor,
-        with_classes=model.config.num_classes > 0,
-    )
-    seconds = {"compress": 0.0, "decompress": 0.0, "sample": 0.0}
+class Stopwatch:
+    """Seconds of calls, by name."""
 
-    def timed(name: str, call: Callable):
+    def __init__(self):
+        self.seconds = {}
+
+    def time(self, name: str, call: Callable, *args, **kwargs):
+        """What `call` returns."""
         start = time.perf_counter()
-        result = call()
-        seconds[name] += time.perf_counter() - start
+        result = call(*args, **kwargs)
+        self.seconds[name] = time.perf_counter() - start
         return result
 
-    batch = collate_levels([images[index] for index in range(len(images))])
-    pixel_values, class_ids = batch["pixel_values"], batch.get("class_ids")
+
+@torch.no_grad()
+def nats_of(model, pixel_values: torch.Tensor, class_ids: torch.Tensor | None) -> float:
+    """Negative log-likelihood of all images, in the batches that they are compressed in."""
+    nats = 0.0
+    _, parts = batches(len(pixel_values), pixel_values.shape[3])
+    for part in parts:
+        given = None if class_ids is None else class_ids[part].to(model.device)
+        nats += nats_per_image(model, pixel_values[part].to(model.device), given).sum().item()
+    return nats
+
+
+def measure_levels(model, pixel_values: torch.Tensor, class_ids: torch.Tensor | None) -> dict:
+    """Size and time of the codec for images, beside the model's likelihood and the time of sampling as many."""
+    watch = Stopwatch()
     try:
-        data = timed("compress", lambda: compress(model, pixel_values, class_ids, show_progress=True))
-        restored = timed("decompress", lambda: decompress(model, data, show_progress=True))
+        data = watch.time("compress", compress, model, pixel_values, class_ids, show_progress=True)
+        restored = watch.time("decompress", decompress, model, data, show_progress=True)
     except (ValueError, ImportError) as error:
         raise InputError(str(error)) from error
-    nats = 0.0
-    size, parts = batches(len(images), pixel_values.shape[3])
-    with torch.no_grad():
-        for part in parts:
-            given = None if class_ids is None else class_ids[part].to(model.device)
-            nats += nats_per_image(model, pixel_values[part].to(model.device), given).sum().item()
-    timed(
+    nats = nats_of(model, pixel_values, class_ids)
+    size, _ = batches(len(pixel_values), pixel_values.shape[3])
+    watch.time(
         "sample",
-        lambda: model.generate(
-            num_images=len(images),
-            class_ids=class_ids,
-            image_size=tuple(pixel_values.shape[2:]),
-            max_batch_size=size,
-            show_progress=True,
-        ),
+        model.generate,
+        num_images=len(pixel_values),
+        class_ids=class_ids,
+        image_size=tuple(pixel_values.shape[2:]),
+        max_batch_size=size,
+        show_progress=True,
     )
-    num_dims, payload = pixel_values.numel(), len(read_stream(data).payload)
+    num_dims, payload, seconds = pixel_values.numel(), len(read_stream(data).payload), watch.seconds
     class_bits = 0.0 if class_ids is None else adaptive_bits(class_ids, model.config.num_classes)
-    results = {
+    return {
         "restored_exactly": bool((restored.cpu() == pixel_values).all()),
-        "num_images": len(images),
+        "num_images": len(pixel_values),
         "num_dims": num_dims,
         "model_bits_per_dim": bits_per_dim(nats, num_dims),
         "payload_bits_per_dim": 8 * payload / num_dims,
@@ -302,12 +306,26 @@ def measure(args: MeasureArguments):
         "compress_over_sample": seconds["compress"] / seconds["sample"],
         "decompress_over_sample": seconds["decompress"] / seconds["sample"],
     }
+
+
+def measure(args: MeasureArguments):
+    model, processor = load_model(args.model)
+    model.to(choose_device(args.device)).eval()
+    images = LevelDataset(
+        load_split(args.dataset, args.split, args.dataset_config, args.cache_dir),
+        num_levels=model.config.num_levels,
+        processor=processor,
+        with_classes=model.config.num_classes > 0,
+    )
+    batch = collate_levels([images[index] for index in range(len(images))])
+    results = measure_levels(model, batch["pixel_values"], batch.get("class_ids"))
+    seconds = results["seconds"]
     print(
         f"{args.split}: {results['payload_bits_per_dim']:.5f} bits/dim for {results['model_bits_per_dim']:.5f} by the "
         f"model and {results['class_bits_per_dim']:.5f} of classes, ratio {results['overhead']:.5f}; "
-        f"{len(data)} bytes, {results['header_bytes']} of them header\n"
-        f"{len(images)} images in batches of {size}: compressing {seconds['compress']:.1f} s, decompressing "
-        f"{seconds['decompress']:.1f} s, sampling {seconds['sample']:.1f} s; restored exactly: "
+        f"{results['stream_bytes']} bytes, {results['header_bytes']} of them header\n"
+        f"{len(images)} images in batches of {results['batch_size']}: compressing {seconds['compress']:.1f} s, "
+        f"decompressing {seconds['decompress']:.1f} s, sampling {seconds['sample']:.1f} s; restored exactly: "
         f"{results['restored_exactly']}"
     )
     if args.output:

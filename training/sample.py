@@ -16,6 +16,7 @@ Where something is given below or to the right of what is drawn, `--num_resample
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,28 +114,49 @@ def draw_share(model, num_images: int, generator: torch.Generator, **request) ->
 def read_mask(word: str, height: int, width: int) -> torch.Tensor:
     """What `--mask` says is given of images of this size, `torch.BoolTensor` `(height, width)`."""
     name, _, numbers = word.partition(":")
-    if name not in ("upper", "left", "box"):
-        try:
-            mask = Image.open(word).convert("L")
-        except OSError as error:
-            raise InputError(f"--mask must be upper, left, box or a picture, got {word!r}: {error}") from error
-        if mask.size != (width, height):
-            raise InputError(f"--mask: {word} has {mask.height}×{mask.width} pixels, the images {height}×{width}.")
-        return torch.from_numpy(np.asarray(mask) >= 128)
     defaults = {"upper": [height // 2], "left": [width // 2], "box": [height // 4, width // 4, height // 2, width // 2]}
+    if name not in defaults:
+        return read_picture_of_mask(word, height, width)
     given = [int(number) if number.isdecimal() else -1 for number in numbers.split(",")] if numbers else defaults[name]
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    if name == "box" and len(given) == 4 and min(given) >= 0:
-        top, left, box_height, box_width = given
-        inside = (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
-        if top + box_height <= height and left + box_width <= width:
-            return ~inside
-    elif name != "box" and len(given) == 1 and 0 <= given[0] <= (height if name == "upper" else width):
-        return (rows + 0 * columns if name == "upper" else 0 * rows + columns) < given[0]
-    raise InputError(
-        f"--mask must be upper:ROWS, left:COLUMNS or box:TOP,LEFT,HEIGHT,WIDTH inside {height}×{width} pixels, "
-        f"got {word!r}."
-    )
+    box = {"upper": [0, 0, *given, width], "left": [0, 0, height, *given], "box": given}[name]
+    if len(box) != 4 or min(box) < 0 or box[0] + box[2] > height or box[1] + box[3] > width:
+        raise InputError(
+            f"--mask must be upper:ROWS, left:COLUMNS or box:TOP,LEFT,HEIGHT,WIDTH inside {height}×{width} pixels, "
+            f"got {word!r}."
+        )
+    top, left, rows, columns = box
+    mask = torch.full((height, width), name == "box")
+    mask[top : top + rows, left : left + columns] = name != "box"
+    return mask
+
+
+def read_picture_of_mask(path: str, height: int, width: int) -> torch.Tensor:
+    """A mask as [`read_mask`] returns it, true where a picture is light."""
+    try:
+        mask = Image.open(path).convert("L")
+    except OSError as error:
+        raise InputError(f"--mask must be upper, left, box or a picture, got {path!r}: {error}") from error
+    if mask.size != (width, height):
+        raise InputError(f"--mask: {path} has {mask.height}×{mask.width} pixels, the images {height}×{width}.")
+    return torch.from_numpy(np.asarray(mask) >= 128)
+
+
+class Given(NamedTuple):
+    """Images to complete: levels, what of them is known `(height, width)`, and their classes if these are needed."""
+
+    levels: torch.Tensor
+    known: torch.Tensor
+    class_ids: torch.Tensor | None
+
+
+def read_given(args: SamplingArguments, config, processor) -> Given:
+    """The images of `--complete`."""
+    with_classes = config.num_classes > 0 and args.class_id is None  # those of the data set
+    rows = load_split(args.complete, args.split, None, args.cache_dir)
+    images = LevelDataset(rows, config.num_levels, processor, with_classes=with_classes)
+    batch = collate_levels([images[index] for index in range(len(images))])
+    levels = batch["labels"]
+    return Given(levels, read_mask(args.mask, *levels.shape[2:]), batch.get("class_ids"))
 
 
 def find_class(config, word: str) -> int:
@@ -147,71 +169,81 @@ def find_class(config, word: str) -> int:
     return class_id
 
 
-@one_line_errors
-def main(arguments: list[str] | None = None):
-    (args,) = CommandLineParser(SamplingArguments).parse(arguments)
+def choose_classes(args: SamplingArguments, config, given: Given | None, total: int) -> torch.Tensor | None:
+    """Class of each image to draw: `--class_id`, that of the given image, or all in turn; `None` without classes."""
+    if not config.num_classes:
+        if args.class_id is not None:
+            raise InputError(f"--class_id: {args.model} is not class-conditional.")
+        return None
+    if args.class_id is not None:
+        return torch.full((total,), find_class(config, args.class_id))
+    if given is not None:
+        return given.class_ids.repeat_interleave(args.num_images)
+    return torch.arange(total) % config.num_classes
+
+
+def request_for(
+    args: SamplingArguments, given: Given | None, class_ids: torch.Tensor | None, device: torch.device
+) -> dict:
+    """What `generate` is asked for, except the number of images and the noise."""
+    request = {"sampler": args.sampler, "image_size": args.image_size, "max_batch_size": args.batch_size}
+    for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale", "num_resamples"):
+        if getattr(args, name) is not None:
+            request[name] = getattr(args, name)
+    if given is not None:
+        request["pixel_values"] = given.levels.repeat_interleave(args.num_images, dim=0).to(device)
+        request["known_mask"] = given.known.expand(len(request["pixel_values"]), 1, -1, -1)
+    if class_ids is not None:
+        request["class_ids"] = class_ids
+    return request
+
+
+def draw_picture(args: SamplingArguments, config, processor, given: Given | None, levels: torch.Tensor) -> Image.Image:
+    """All images drawn, as one picture: a row for each class or given image, where there are any."""
+    images = images_of(levels, processor, config.num_levels)
+    if given is not None:
+        return completion_grid(images_of(given.levels, processor, config.num_levels), given.known, images)
+    classes_in_turn = config.num_classes if args.class_id is None else 0
+    return image_grid(images, args.columns or classes_in_turn or None)
+
+
+def check_arguments(args: SamplingArguments):
+    """Raise if an argument has no meaning."""
     for name in ("num_images", "batch_size", "columns", "image_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}.")
     check_picture_path(args.output)
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    (args,) = CommandLineParser(SamplingArguments).parse(arguments)
+    check_arguments(args)
     model, processor = load_model(args.model)
     device = choose_device(args.device)
     PartialState(cpu=device.type == "cpu")
     config = model.to(device if device.type == "cpu" else PartialState().device).config
-    columns, total = args.columns, args.num_images
 
-    def as_images(levels):
-        return images_of(levels, processor, config.num_levels)
-
-    request = {"sampler": args.sampler, "image_size": args.image_size, "max_batch_size": args.batch_size} | {
-        name: getattr(args, name)
-        for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale", "num_resamples")
-        if getattr(args, name) is not None
-    }
-
-    given = None
-    if args.complete:
-        with_classes = config.num_classes > 0 and args.class_id is None  # those of the data set
-        rows = load_split(args.complete, args.split, None, args.cache_dir)
-        images = LevelDataset(rows, config.num_levels, processor, with_classes=with_classes)
-        batch = collate_levels([images[index] for index in range(len(images))])
-        given = batch["labels"]
-        known = read_mask(args.mask, *given.shape[2:])
-        if with_classes:
-            request["class_ids"] = batch["class_ids"].repeat_interleave(args.num_images)
-        total = len(given) * args.num_images
-        request["pixel_values"] = given.repeat_interleave(args.num_images, dim=0).to(model.device)
-        request["known_mask"] = known.expand(len(request["pixel_values"]), 1, -1, -1)
-    if config.num_classes:
-        in_turn = torch.arange(total) % config.num_classes
-        if args.class_id is not None:
-            request["class_ids"] = torch.full((total,), find_class(config, args.class_id))
-        elif not args.complete:
-            request["class_ids"], columns = in_turn, columns or config.num_classes
-    elif args.class_id is not None:
-        raise InputError(f"--class_id: {args.model} is not class-conditional.")
-
-    generator = torch.Generator().manual_seed(args.seed)
+    given = read_given(args, config, processor) if args.complete else None
+    total = args.num_images * (1 if given is None else len(given.levels))
+    class_ids = choose_classes(args, config, given, total)
+    request = request_for(args, given, class_ids, model.device)
     try:
-        levels, sample_size = draw_share(model, total, generator, **request)
+        levels, sample_size = draw_share(model, total, torch.Generator().manual_seed(args.seed), **request)
     except (ValueError, TypeError) as error:  # how `generate` refuses a request
         raise InputError(str(error)) from error
     is_main = PartialState().is_main_process
     PartialState().destroy_process_group()
     if not is_main:
         return
-    images = as_images(levels)
-    if given is None:
-        image_grid(images, columns).save(args.output)
-    else:
-        completion_grid(as_images(given), known, images).save(args.output)
+    draw_picture(args, config, processor, given, levels).save(args.output)
     if args.num_resamples is not None:
         print(
             f"effective sample size of {args.num_resamples} candidates: mean {sample_size.mean():.1f}, "
             f"least {sample_size.min():.1f}"
         )
-    print(f"{len(images)} images: {args.output}")
+    print(f"{total} images: {args.output}")
 
 
 if __name__ == "__main__":

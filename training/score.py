@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from command_line import CommandLineParser, one_line_errors
+from datasets import Dataset
 
 from hf_pixelcnn.pictures_causal_image import images_of
 from hf_pixelcnn.training import (
@@ -92,6 +93,73 @@ def draw_surprise(model, processor, images: LevelDataset, count: int, path: str)
     draw_heat_maps(images_of(levels, processor, model.config.num_levels), nats, path)
 
 
+def load_images(args: EvaluationArguments, config, processor) -> tuple[Dataset, LevelDataset]:
+    """The rows of the split, and their levels, checked to be what the model and the arguments are about."""
+    rows = load_split(args.dataset, args.split, args.dataset_config, args.cache_dir)
+    is_conditional = config.num_classes > 0
+    images = LevelDataset(
+        rows,
+        num_levels=config.num_levels,
+        processor=processor,
+        image_column=args.image_column,
+        class_column=args.class_column,
+        with_classes=is_conditional or args.per_class,
+        seed=args.seed,
+    )
+    if is_conditional:
+        check_classes_of(images, args.split, config.num_classes, least=0 if args.classify else -1)
+    if args.num_resamplings > 1 and not images.is_stochastic:
+        raise InputError(f"--num_resamplings: the levels of {args.model} are not drawn, each draw would be the same.")
+    return rows, images
+
+
+def score_split(model, images: LevelDataset, args: EvaluationArguments) -> tuple[torch.Tensor, dict]:
+    """Nats of each image, the mean over all draws of the levels; and the results for the whole split, also printed."""
+    start, draws = time.perf_counter(), []
+    for epoch in range(args.num_resamplings):
+        images.set_epoch(epoch)
+        draws.append(split_nats(model, images, args.batch_size, collate_levels))
+    images.set_epoch(0)  # which pictures and classes are about
+    draws = torch.stack(draws)
+    nats = draws.mean(dim=0)
+    dims = images[0]["pixel_values"].size
+    counts = {"num_images": len(images), "num_dims": len(images) * dims}
+    results = metrics_of(nats.sum().item(), **counts) | counts
+    results["seconds"] = time.perf_counter() - start
+    print(
+        f"{args.split}: {results['bits_per_dim']:.5f} bits/dim, {results['nats_per_dim']:.5f} nats/dim, "
+        f"{results['nats_per_image']:.3f} nats/image over {len(images)} images of {dims} dimensions "
+        f"in {results['seconds']:.1f} s"
+    )
+    if args.num_resamplings > 1:
+        spread = metrics_of(draws.sum(dim=1).std().item(), **counts)  # between the splits drawn
+        results["std_of_resamplings"] = spread
+        print(
+            f"mean of {args.num_resamplings} draws; standard deviation between them: "
+            f"{spread['nats_per_image']:.3f} nats/image"
+        )
+    return nats, results
+
+
+def print_classes(rows: list[dict]):
+    """Print what `score_by_class` returns as a table."""
+    print(f"{'class':20} {'images':>7} {'bits/dim':>9} {'nats/image':>11}")
+    for row in rows:
+        bits, per_image = row["bits_per_dim"], row["nats_per_image"]
+        print(f"{row['class']:20} {row['num_images']:7} {bits:9.5f} {per_image:11.3f}")
+
+
+def classify(classifier, images: LevelDataset, batch_size: int) -> dict[str, float]:
+    """Accuracy and calibration of a classifier, also printed."""
+    probabilities = class_probabilities(classifier, images, batch_size, collate_levels)
+    metrics = classification_metrics(probabilities, torch.from_numpy(images.class_ids))
+    print(
+        f"as a classifier: accuracy {metrics['accuracy']:.4f}, cross-entropy {metrics['cross_entropy']:.4f} nats, "
+        f"expected calibration error {metrics['expected_calibration_error']:.4f}"
+    )
+    return metrics
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(EvaluationArguments).parse(arguments)
@@ -100,66 +168,18 @@ def main(arguments: list[str] | None = None):
     device = choose_device(args.device)
     model, processor = load_model(args.model)
     model.to(device, DTYPES[args.dtype])
-    is_conditional = model.config.num_classes > 0
     classifier = None
     if args.classify:
         fields = {} if args.class_temperature is None else {"class_temperature": args.class_temperature}
         classifier = load_classifier(args.model, **fields).to(device, DTYPES[args.dtype])
-    rows = load_split(args.dataset, args.split, args.dataset_config, args.cache_dir)
-    images = LevelDataset(
-        rows,
-        num_levels=model.config.num_levels,
-        processor=processor,
-        image_column=args.image_column,
-        class_column=args.class_column,
-        with_classes=is_conditional or args.per_class,
-        seed=args.seed,
-    )
-    if is_conditional:
-        check_classes_of(images, args.split, model.config.num_classes, least=0 if args.classify else -1)
-    if args.num_resamplings > 1 and not images.is_stochastic:
-        raise InputError(f"--num_resamplings: the levels of {args.model} are not drawn, each draw would be the same.")
-
-    start, draws = time.perf_counter(), []
-    for epoch in range(args.num_resamplings):
-        images.set_epoch(epoch)
-        draws.append(split_nats(model, images, args.batch_size, collate_levels))
-    images.set_epoch(0)  # which pictures and classes are about
-    nats = torch.stack(draws).mean(dim=0)  # of each image
-    dims = images[0]["pixel_values"].size
-    results = metrics_of(nats.sum().item(), len(images), len(images) * dims)
-    results |= {
-        "num_images": len(images),
-        "num_dims": len(images) * dims,
-        "seconds": time.perf_counter() - start,
-    }
-    print(
-        f"{args.split}: {results['bits_per_dim']:.5f} bits/dim, {results['nats_per_dim']:.5f} nats/dim, "
-        f"{results['nats_per_image']:.3f} nats/image over {len(images)} images of {dims} dimensions "
-        f"in {results['seconds']:.1f} s"
-    )
-    if args.num_resamplings > 1:
-        spread = torch.stack(draws).sum(dim=1).std().item()  # between the splits drawn
-        results["std_of_resamplings"] = metrics_of(spread, len(images), len(images) * dims)
-        print(
-            f"mean of {args.num_resamplings} draws; standard deviation between them: "
-            f"{results['std_of_resamplings']['nats_per_image']:.3f} nats/image"
-        )
+    rows, images = load_images(args, model.config, processor)
+    nats, results = score_split(model, images, args)
     if args.per_class:
         names = class_names(rows, find_class_column(rows.features, args.class_column))
-        results["per_class"] = score_by_class(nats, images.class_ids, names, dims)
-        print(f"{'class':20} {'images':>7} {'bits/dim':>9} {'nats/image':>11}")
-        for row in results["per_class"]:
-            bits, per_image = row["bits_per_dim"], row["nats_per_image"]
-            print(f"{row['class']:20} {row['num_images']:7} {bits:9.5f} {per_image:11.3f}")
+        results["per_class"] = score_by_class(nats, images.class_ids, names, images[0]["pixel_values"].size)
+        print_classes(results["per_class"])
     if classifier:
-        probabilities = class_probabilities(classifier, images, args.batch_size, collate_levels)
-        results["classification"] = classification_metrics(probabilities, torch.from_numpy(images.class_ids))
-        print(
-            f"as a classifier: accuracy {results['classification']['accuracy']:.4f}, cross-entropy "
-            f"{results['classification']['cross_entropy']:.4f} nats, expected calibration error "
-            f"{results['classification']['expected_calibration_error']:.4f}"
-        )
+        results["classification"] = classify(classifier, images, args.batch_size)
     if args.heat_map:
         draw_surprise(model, processor, images, args.num_heat_maps, args.heat_map)
     if args.output:

@@ -22,7 +22,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from command_line import CommandLineParser, one_line_errors
 from datasets import ClassLabel, Dataset, IterableDataset
@@ -218,84 +218,127 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
         raise InputError(str(error)) from error
 
 
+class Rows(NamedTuple):
+    """Both splits, the column that is modelled, and whether it holds codes instead of images."""
+
+    train: Dataset | IterableDataset
+    evaluation: Dataset
+    column: str
+    are_codes: bool
+
+
+class Start(NamedTuple):
+    """What training starts from; `model` is `None` until a new one can be made in the size of the images."""
+
+    model: PreTrainedModel | None
+    processor: PixelCNNImageProcessor | None  # `None` for codes
+    num_levels: int
+    is_conditional: bool
+
+
+def load_rows(args: DataArguments) -> Rows:
+    """The rows that are trained on, and those that are evaluated."""
+    train, evaluation = (
+        load_split(args.dataset, split, args.dataset_config, args.cache_dir, args.streaming)
+        for split in (args.train_split, args.eval_split)
+    )
+    if args.streaming:
+        evaluation = stored(evaluation)  # is read again and again
+    return Rows(train, evaluation, *find_image_column(train.features, args.image_column))
+
+
+def start_of_saved(args: ModelArguments) -> Start:
+    """The model and image processor of `--model_name_or_path`."""
+    model, processor = load_model(args.model_name_or_path)
+    if args.generative_weight is not None:
+        options = {"generative_weight": args.generative_weight, "dropout": 0.0}  # as its class asks for
+        model = load_classifier(args.model_name_or_path, **options)
+    is_conditional = model.config.num_classes > 0
+    if args.class_conditional and not is_conditional:
+        raise InputError(f"--class_conditional: {args.model_name_or_path} is a model without classes.")
+    return Start(model, processor, model.config.num_levels, is_conditional)
+
+
+def start_of_new(data_args: DataArguments, model_args: ModelArguments, rows: Rows) -> Start:
+    """The levels and image processor of a model that is still to be made."""
+    is_conditional = model_args.class_conditional or bool(model_args.num_classes)
+    if not rows.are_codes:
+        processor = new_processor(data_args, model_args, rows.train, rows.column)
+        return Start(None, processor, processor.num_levels, is_conditional)
+    if not model_args.num_levels:
+        raise InputError(f"column {rows.column!r} holds codes: give their number with --num_levels.")
+    given = {**asdict(data_args), **asdict(model_args)}
+    for name in ("image_size", "num_channels", "binarization"):  # threshold and center_crop need one of these
+        if given[name] is not None:
+            raise InputError(f"--{name} is for images, column {rows.column!r} holds codes.")
+    return Start(None, None, model_args.num_levels, is_conditional)
+
+
+def settle_classes(data_args: DataArguments, model_args: ModelArguments, rows: Rows, start: Start) -> list[str] | None:
+    """Names of the classes, which a saved model takes over from the data; `None` for a model without classes."""
+    if not start.is_conditional:
+        if model_args.generative_weight is not None:
+            raise InputError("--generative_weight needs a model with classes: give --class_conditional.")
+        if data_args.class_dropout:
+            raise InputError("--class_dropout needs a model with classes: give --class_conditional.")
+        return None
+    column = find_class_column(rows.train.features, data_args.class_column)
+    names = class_names(rows.train, column)
+    expected = start.model.config.num_classes if start.model else model_args.num_classes
+    if expected and expected != len(names):
+        raise InputError(f"the model has {expected} classes, column {column!r} has {len(names)}.")
+    if start.model and isinstance(rows.train.features[column], ClassLabel):  # as the images are called from now on
+        start.model.config.id2label = dict(enumerate(names))
+        start.model.config.label2id = {name: class_id for class_id, name in enumerate(names)}
+    return names
+
+
+def image_sets(
+    args: DataArguments, rows: Rows, start: Start, seed: int
+) -> tuple[LevelDataset | LevelStream, LevelDataset]:
+    """Levels to train on and to evaluate."""
+    settings = {
+        "num_levels": start.num_levels,
+        "processor": start.processor,
+        "image_column": args.image_column,
+        "class_column": args.class_column,
+        "with_classes": start.is_conditional,
+    }
+    images = (LevelStream if args.streaming else LevelDataset)(
+        rows.train, **settings, class_dropout=args.class_dropout, mutation_rate=args.mutation_rate, seed=seed
+    )
+    return images, LevelDataset(rows.evaluation, **settings, seed=(seed + 1) % 2**32)
+
+
+def fit_first_images(model: PreTrainedModel, images: LevelDataset | LevelStream):
+    """Initialise a new model from images of all parts of the training split; from the first ones of a stream."""
+    if isinstance(images, LevelStream):
+        chosen = list(itertools.islice(images, INIT_IMAGES))
+    else:
+        chosen = [images[i] for i in range(0, len(images), math.ceil(len(images) / INIT_IMAGES))]
+    batch = collate_levels(chosen)
+    model.initialize_from_data(batch["pixel_values"], class_ids=batch.get("class_ids"))
+
+
 def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
     """Model, image processor (`None` for codes), training images and evaluation images."""
-    rows, eval_rows = (
-        load_split(data_args.dataset, split, data_args.dataset_config, data_args.cache_dir, data_args.streaming)
-        for split in (data_args.train_split, data_args.eval_split)
-    )
-    if data_args.streaming:
-        eval_rows = stored(eval_rows)  # is read again and again
-    column, is_codes = find_image_column(rows.features, data_args.image_column)
-    model = processor = None
-    if model_args.model_name_or_path:
-        model, processor = load_model(model_args.model_name_or_path)
-        if model_args.generative_weight is not None:
-            fields = {"generative_weight": model_args.generative_weight, "dropout": 0.0}  # as its class asks for
-            model = load_classifier(model_args.model_name_or_path, **fields)
-        num_levels, is_conditional = model.config.num_levels, model.config.num_classes > 0
-        if model_args.class_conditional and not is_conditional:
-            raise InputError(f"--class_conditional: {model_args.model_name_or_path} is a model without classes.")
-    else:
-        is_conditional = model_args.class_conditional or bool(model_args.num_classes)
-        if is_codes:
-            if not model_args.num_levels:
-                raise InputError(f"column {column!r} holds codes: give their number with --num_levels.")
-            given = {**asdict(data_args), **asdict(model_args)}
-            for name in ("image_size", "num_channels", "binarization"):  # threshold and center_crop need one of these
-                if given[name] is not None:
-                    raise InputError(f"--{name} is for images, column {column!r} holds codes.")
-        else:
-            processor = new_processor(data_args, model_args, rows, column)
-        num_levels = model_args.num_levels if is_codes else processor.num_levels
-    if processor is None and not is_codes:
+    rows = load_rows(data_args)
+    start = start_of_saved(model_args) if model_args.model_name_or_path else start_of_new(data_args, model_args, rows)
+    if start.processor is None and not rows.are_codes:
         raise InputError(f"{model_args.model_name_or_path} has no image processor, so it needs a column of codes.")
-
-    if model_args.generative_weight is not None and not is_conditional:
-        raise InputError("--generative_weight needs a model with classes: give --class_conditional.")
-    if data_args.class_dropout and not is_conditional:
-        raise InputError("--class_dropout needs a model with classes: give --class_conditional.")
-    names = None
-    if is_conditional:
-        class_column = find_class_column(rows.features, data_args.class_column)
-        names = class_names(rows, class_column)
-        expected = model.config.num_classes if model else model_args.num_classes
-        if expected and expected != len(names):
-            raise InputError(f"the model has {expected} classes, column {class_column!r} has {len(names)}.")
-        if model and isinstance(rows.features[class_column], ClassLabel):  # as the images are called from now on
-            model.config.id2label = dict(enumerate(names))
-            model.config.label2id = {name: class_id for class_id, name in enumerate(names)}
-    settings = {
-        "num_levels": num_levels,
-        "processor": processor,
-        "image_column": data_args.image_column,
-        "class_column": data_args.class_column,
-        "with_classes": is_conditional,
-    }
+    names = settle_classes(data_args, model_args, rows, start)
     with args.main_process_first(desc="levels"):
-        levels_of = LevelStream if data_args.streaming else LevelDataset
-        images = levels_of(
-            rows,
-            **settings,
-            class_dropout=data_args.class_dropout,
-            mutation_rate=data_args.mutation_rate,
-            seed=args.seed,
-        )
-        eval_images = LevelDataset(eval_rows, **settings, seed=(args.seed + 1) % 2**32)
-    if is_conditional:
+        images, eval_images = image_sets(data_args, rows, start, args.seed)
+    if names is not None:
         least = 0 if model_args.generative_weight is not None else -1
         for split, split_images in ((data_args.train_split, images), (data_args.eval_split, eval_images)):
             if isinstance(split_images, LevelDataset):
                 check_classes_of(split_images, split, len(names), least)
+    model = start.model
     if model is None:
         channels, *size = images.shape
-        model = new_model(model_args, names, num_levels=num_levels, num_channels=channels, image_size=size)
-        if data_args.streaming:
-            first = itertools.islice(images, INIT_IMAGES)
-        else:
-            first = (images[i] for i in range(0, len(images), math.ceil(len(images) / INIT_IMAGES)))
-        batch = collate_levels(list(first))
-        model.initialize_from_data(batch["pixel_values"], class_ids=batch.get("class_ids"))
+        model = new_model(model_args, names, num_levels=start.num_levels, num_channels=channels, image_size=size)
+        fit_first_images(model, images)
     elif images.shape[0] != model.config.num_channels:
         raise InputError(f"the model has {model.config.num_channels} channels, the data {images.shape[0]}.")
     global_batch = args.per_device_train_batch_size * args.world_size
@@ -303,36 +346,54 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
         raise InputError(
             f"split {data_args.train_split!r} has {len(images)} images, less than a batch of {global_batch}."
         )
-    return model, processor, images, eval_images
+    return model, start.processor, images, eval_images
 
 
 def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
     """Raise if arguments cannot go together, or were given that would have no effect."""
-    if data_args.streaming and args.max_steps < 1:
-        raise InputError("--streaming needs --max_steps: a stream does not say where it ends.")
-    if data_args.streaming and args.dataloader_num_workers > 1:
-        raise InputError("--streaming goes with at most one of --dataloader_num_workers: several would mix the order.")
-    if not 0 <= data_args.class_dropout < 1:
-        raise InputError(f"--class_dropout must be in [0, 1), got {data_args.class_dropout}.")
-    for name in ("class_dropout", "mutation_rate"):
-        if getattr(data_args, name) and model_args.generative_weight is not None:
-            raise InputError(f"--{name} cannot go with --generative_weight: a classifier sees what is there.")
-    if not 0 <= data_args.mutation_rate <= 1:
-        raise InputError(f"--mutation_rate must be in [0, 1], got {data_args.mutation_rate}.")
-    if data_args.num_samples < 1:
-        raise InputError(f"--num_samples must be at least 1, got {data_args.num_samples}.")
-    if data_args.threshold is not None and data_args.binarization != "threshold":
-        raise InputError("--threshold needs --binarization threshold.")
-    if data_args.center_crop and model_args.image_size is None:
-        raise InputError("--center_crop needs --image_size.")
+    is_classifier = model_args.generative_weight is not None
+    sees_all = "cannot go with --generative_weight: a classifier sees what is there."
+    for is_wrong, message in (
+        (
+            data_args.streaming and args.max_steps < 1,
+            "--streaming needs --max_steps: a stream does not say where it ends.",
+        ),
+        (
+            data_args.streaming and args.dataloader_num_workers > 1,
+            "--streaming goes with at most one of --dataloader_num_workers: several would mix the order.",
+        ),
+        (
+            not 0 <= data_args.class_dropout < 1,
+            f"--class_dropout must be in [0, 1), got {data_args.class_dropout}.",
+        ),
+        (data_args.class_dropout and is_classifier, f"--class_dropout {sees_all}"),
+        (data_args.mutation_rate and is_classifier, f"--mutation_rate {sees_all}"),
+        (
+            not 0 <= data_args.mutation_rate <= 1,
+            f"--mutation_rate must be in [0, 1], got {data_args.mutation_rate}.",
+        ),
+        (data_args.num_samples < 1, f"--num_samples must be at least 1, got {data_args.num_samples}."),
+        (
+            data_args.threshold is not None and data_args.binarization != "threshold",
+            "--threshold needs --binarization threshold.",
+        ),
+        (data_args.center_crop and model_args.image_size is None, "--center_crop needs --image_size."),
+    ):
+        if is_wrong:
+            raise InputError(message)
     if model_args.model_name_or_path:
-        kept = ("model_name_or_path", "class_conditional", "generative_weight")
-        given = [name for name, value in asdict(model_args).items() if name not in kept and value is not None]
-        given += [name for name in ("binarization", "threshold") if getattr(data_args, name) is not None]
-        if given:
-            raise InputError(
-                f"--{given[0]} cannot go with --model_name_or_path: model and image processor are taken as they are."
-            )
+        check_nothing_new(data_args, model_args)
+
+
+def check_nothing_new(data_args: DataArguments, model_args: ModelArguments):
+    """Raise if an argument describes a new model or image processor, although both are given."""
+    kept = ("model_name_or_path", "class_conditional", "generative_weight")
+    given = [name for name, value in asdict(model_args).items() if name not in kept and value is not None]
+    given += [name for name in ("binarization", "threshold") if getattr(data_args, name) is not None]
+    if given:
+        raise InputError(
+            f"--{given[0]} cannot go with --model_name_or_path: model and image processor are taken as they are."
+        )
 
 
 def check_same_model(model: PreTrainedModel, checkpoint: str):
@@ -342,6 +403,25 @@ def check_same_model(model: PreTrainedModel, checkpoint: str):
         ours, theirs = getattr(model.config, name), getattr(saved, name)
         if name in ModelArguments.__dataclass_fields__ and ours != theirs:
             raise InputError(f"{checkpoint} has {name}={theirs!r}, this run {ours!r}: it cannot be resumed.")
+
+
+def results_of(
+    data_args: DataArguments, model_args: ModelArguments, trainer: PixelCNNTrainer, scores: dict[str, float]
+) -> dict:
+    """What `results.json` says of the data, the run and its score."""
+    results = {"dataset": data_args.dataset, "split": data_args.eval_split}
+    for name in ("num_images", "num_dims", "bits_per_dim", "nats_per_dim", "nats_per_image"):
+        results[name] = scores[name]
+    results |= {"dtype": "float32", "training_split": data_args.train_split}
+    if not data_args.streaming:
+        results |= {"num_training_images": len(trainer.train_dataset), "epochs": trainer.state.epoch}
+    return results | {
+        "class_dropout": data_args.class_dropout,
+        "mutation_rate": data_args.mutation_rate,
+        "generative_weight": model_args.generative_weight,
+        "steps": trainer.state.global_step,
+        "seed": trainer.args.seed,
+    }
 
 
 @one_line_errors
@@ -387,23 +467,9 @@ def main(arguments: list[str] | None = None):
     model, processor = load_model(str(output))
     model.to(args.device)
     scores = score(model, eval_images, args.per_device_eval_batch_size, collate_levels)
-    results = {
-        "dataset": data_args.dataset,
-        "split": data_args.eval_split,
-        **{name: scores[name] for name in ("num_images", "num_dims", "bits_per_dim", "nats_per_dim", "nats_per_image")},
-        "dtype": "float32",
-        "training_split": data_args.train_split,
-        **({} if data_args.streaming else {"num_training_images": len(images), "epochs": trainer.state.epoch}),
-        "class_dropout": data_args.class_dropout,
-        "mutation_rate": data_args.mutation_rate,
-        "generative_weight": model_args.generative_weight,
-        "steps": trainer.state.global_step,
-        "seed": args.seed,
-        "num_parameters": model.num_parameters(),
-        "training_seconds": training_seconds,
-        "evaluation_seconds": scores["seconds"],
-        **run_facts(args.device),
-    }
+    seconds = {"training_seconds": training_seconds, "evaluation_seconds": scores["seconds"]}
+    results = results_of(data_args, model_args, trainer, scores)
+    results |= {"num_parameters": model.num_parameters(), **seconds, **run_facts(args.device)}
     write_json(results, output / "results.json")
     draw_samples(model, processor, data_args.num_samples, args.seed, output / "samples.png")
     print(
