@@ -625,6 +625,67 @@ def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
         assert word in header
 
 
+def parse_recipe(folder, text, *words):
+    (folder / "recipe.yaml").write_text(text)
+    parser = train.CommandLineParser([train.DataArguments, train.ModelArguments, PixelCNNTrainingArguments])
+    return parser.parse(["--config", str(folder / "recipe.yaml"), "--output_dir", str(folder), *words])
+
+
+def test_values_of_a_recipe_have_the_types_of_their_arguments(tmp_path):
+    text = (
+        "dataset: digits\nstreaming: true\ncenter_crop: 'no'\nnum_levels: '16'\nweight_norm: false\n"
+        "generative_weight: 1\nlearning_rate: 1e-3\nwarmup_steps: 0.5\nseed: null\nlabel_names: [labels, names]\n"
+        "lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 6000, decay_type: 1-sqrt}\n"
+        "include_for_metrics: loss\nreport_to: []\nsave_steps: 7\ndataloader_drop_last: false\n"
+    )
+    data_args, model_args, args = parse_recipe(tmp_path, text, "--save_steps", "9", "--streaming", "false")
+    assert (data_args.dataset, data_args.streaming, data_args.center_crop) == ("digits", False, False)
+    assert (model_args.num_levels, model_args.weight_norm) == (16, False)
+    assert isinstance(model_args.generative_weight, float)
+    assert (args.learning_rate, args.warmup_steps, args.seed, args.save_steps) == (1e-3, 0.5, 42, 9)
+    assert (args.label_names, args.include_for_metrics, args.report_to) == (["labels", "names"], ["loss"], [])
+    assert args.lr_scheduler_kwargs == {"num_decay_steps": 6000, "decay_type": "1-sqrt"}
+    assert args.dataloader_drop_last is False
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("num_levles: 4", "unknown key 'num_levles' in"),
+        ("3: 4", "unknown key 3 in"),
+        ("num_levels: many", "must be int, got 'many'"),
+        ("num_levels: 2.5", "must be int, got 2.5"),
+        ("num_levels: true", "must be int, got True"),
+        ("num_levels: [2]", r"must be int, got \[2\]"),
+        ("learning_rate: fast", "must be float, got 'fast'"),
+        ("learning_rate: true", "must be float, got True"),
+        ("dataset: 3", r"must be str \(in quotes .*\), got 3"),
+        ("bf16: 3", "must be bool, got 3"),
+        ("bf16: maybe", "must be bool, got 'maybe'"),
+        ("label_names: [3]", r"must be list\[str\], got \[3\]"),
+        ("lr_scheduler_kwargs: [1]", r"must be dict or str .* got \[1\]"),
+        ("eval_strategy: no", r"must be str \(in quotes .*\), got False"),
+        ("logging_strategy: no", r"must be one of no, steps, epoch \(in quotes .*\), got False"),
+        ("logging_strategy: night", "must be one of no, steps, epoch .* got 'night'"),
+    ],
+)
+def test_a_value_of_another_type_in_a_recipe_is_refused_by_the_name_of_its_key(tmp_path, line, message):
+    expected = message if message.startswith("unknown") else f"`{line.split(':')[0]}` in .*recipe.yaml {message}"
+    with pytest.raises(InputError, match=expected):
+        parse_recipe(tmp_path, f"{line}\n")
+    with pytest.raises(InputError, match=expected):  # also where the command line would override it
+        parse_recipe(tmp_path, f"{line}\n", "--num_levels", "4", "--learning_rate", "1", "--dataset", "digits")
+
+
+def test_a_recipe_gives_arguments_that_are_needed(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: here\nsplit: train\n")
+    words = ["--dataset", "digits", f"--config={tmp_path / 'recipe.yaml'}"]
+    (args,) = score.CommandLineParser(score.EvaluationArguments).parse(words)
+    assert (args.model, args.dataset, args.split) == ("here", "digits", "train")
+    with pytest.raises(InputError, match="`--config` needs the path of a YAML file"):
+        score.CommandLineParser(score.EvaluationArguments).parse(["--config", "--dataset", "digits"])
+
+
 def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, trained):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("num_levles: 4\n")

@@ -1,49 +1,50 @@
 """Command lines: dataclass parsers, recipes in YAML, and errors of one line."""
 
+import argparse
 import functools
-import json
 import sys
 from collections.abc import Callable
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
+from hf_pixelcnn.configuration_causal_image import is_int
 from hf_pixelcnn.training.errors import InputError
 
 
 class CommandLineParser(HfArgumentParser):
-    """`HfArgumentParser` whose errors are one line instead of a page of usage; `recipe` is the text of `--config`."""
+    r"""
+    `HfArgumentParser` whose errors are one line instead of a page of usage. `--config` replaces its defaults by the
+    values of a recipe, a YAML file, whose text is then in `recipe`; so a parser is for one command line.
+    """
 
     recipe: str | None = None
 
-    def __init__(self, dataclass_types, **kwargs):
+    def __init__(self, dataclass_types=None, **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        if self.dataclass_types:
+            text = "Recipe: a YAML file of values of these arguments, which the command line overrides."
+            self.add_argument("--config", metavar="FILE", help=text)
 
     def error(self, message: str):
         raise InputError(message)
 
     def parse(self, arguments: list[str] | None = None) -> tuple:
         r"""
-        Dataclass instances of a command line.
+        Dataclass instances of a command line, and a namespace of all else that the parser knows, if there is anything.
 
         Args:
-            arguments (`list[str]`, *optional*):
-                Words of the command line, `sys.argv[1:]` by default. `--config FILE` inserts the values of a recipe
-                before all others, so that what is said on the command line wins.
+            arguments (`list[str]`, *optional*): Words of the command line, `sys.argv[1:]` by default.
 
         Raises:
             InputError: If an argument or a key of the recipe is unknown, or a value cannot be read.
         """
-        words = sys.argv[1:] if arguments is None else list(arguments)
-        for position, word in enumerate(words):
-            if word == "--config" or word.startswith("--config="):
-                value = word.partition("=")[2] if "=" in word else "".join(words[position + 1 : position + 2])
-                del words[position : position + (1 if "=" in word else 2)]
-                words = self.recipe_words(value) + words
-                break
         try:
             *parsed, unknown = self.parse_args_into_dataclasses(
-                words, look_for_args_file=False, return_remaining_strings=True
+                arguments, look_for_args_file=False, return_remaining_strings=True
             )
         except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse
             raise InputError(str(error)) from error
@@ -51,8 +52,40 @@ class CommandLineParser(HfArgumentParser):
             raise InputError(f"unknown argument {unknown[0]!r}; `--help` lists all.")
         return tuple(parsed)
 
-    def recipe_words(self, path: str) -> list[str]:
-        """The `key: value` pairs of a YAML file as words of a command line; null means not given."""
+    def parse_known_args(self, args=None, namespace=None):
+        """As in `argparse`, where the parsers of sub-commands are called, too; reads the recipe first."""
+        words = sys.argv[1:] if args is None else list(args)
+        if self.dataclass_types:
+            finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            finder.add_argument("--config", nargs="?", const="")
+            path = finder.parse_known_args(words)[0].config
+            if path is not None:
+                self.set_defaults_from(path)
+        namespace, unknown = super().parse_known_args(words, namespace)
+        vars(namespace).pop("config", None)
+        return namespace, unknown
+
+    def set_defaults_from(self, path: str):
+        """Make the values of a recipe the defaults of the arguments that its keys name; null leaves one as it is."""
+        hints = {}
+        for kind in self.dataclass_types:
+            types = get_type_hints(kind)
+            hints |= {field.name: types[field.name] for field in fields(kind) if field.init}
+        actions = {action.dest: action for action in reversed(self._actions)}  # not those of `--no_...`
+        for key, value in self.read_recipe(path).items():
+            if key not in hints:
+                raise InputError(f"unknown key {key!r} in {path}; keys are the names of arguments, see `--help`.")
+            if value is None:
+                continue
+            action, kinds = actions[key], types_in(hints[key])
+            try:
+                self.set_defaults(**{key: typed(value, action, kinds)})
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                raise InputError(f"`{key}` in {path} must be {described(action, kinds)}, got {value!r}.") from error
+            action.required = False
+
+    def read_recipe(self, path: str) -> dict:
+        """The content of a recipe; keeps its text."""
         if not path:
             raise InputError("`--config` needs the path of a YAML file.")
         try:
@@ -65,17 +98,58 @@ class CommandLineParser(HfArgumentParser):
             raise InputError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(recipe, dict):
             raise InputError(f"{path} must hold `key: value` pairs, got a {type(recipe).__name__}.")
-        known = {action.dest for action in self._actions}
-        words = []
-        for key, value in recipe.items():
-            if key not in known:
-                raise InputError(f"unknown key {key!r} in {path}; keys are the names of arguments, see `--help`.")
-            if value is None:
-                continue
-            values = value if isinstance(value, list) else [value]
-            words.append(f"--{key}")
-            words.extend(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)
-        return words
+        return recipe
+
+
+def types_in(hint) -> list:
+    """The types that a type hint allows, `None` apart."""
+    types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return [kind for kind in types if kind is not NoneType]
+
+
+def fits(value: object, kind) -> bool:
+    """Whether a value from YAML is of a type as it stands; whole numbers are floats, too."""
+    origin, of = get_origin(kind) or kind, get_args(kind)
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, of[0]) for item in value)
+    if origin in (int, float):
+        return is_int(value) or (origin is float and isinstance(value, float))
+    return isinstance(origin, type) and isinstance(value, origin)
+
+
+def typed(value: object, action: argparse.Action, kinds: list):
+    r"""
+    A value from YAML as that of an argument. Text is read as on the command line, so that `1e-3`, which YAML takes for
+    text, is a number; everything else must be of a type that the argument has.
+
+    Raises:
+        ValueError, TypeError or argparse.ArgumentTypeError: If it is none.
+    """
+    if action.nargs == "+":
+        return [typed_item(item, action, [action.type]) for item in (value if isinstance(value, list) else [value])]
+    return typed_item(value, action, kinds)
+
+
+def typed_item(value: object, action: argparse.Action, kinds: list):
+    """As [`typed`], of one item of a list or of the only one."""
+    if isinstance(value, str):
+        value = action.type(value)
+        is_allowed = action.choices is None or value in action.choices
+    else:
+        is_allowed = any(fits(value, kind) for kind in kinds)
+    if not is_allowed:
+        raise ValueError(value)
+    return float(value) if action.type is float else value
+
+
+def described(action: argparse.Action, kinds: list) -> str:
+    """What the value of an argument may be."""
+    if action.choices is not None:
+        text = f"one of {', '.join(map(str, action.choices))}"
+    else:
+        text = " or ".join(kind.__name__ if isinstance(kind, type) else str(kind) for kind in kinds)
+    is_word = action.choices is not None or str in kinds
+    return f"{text} (in quotes where YAML would read something else)" if is_word else text
 
 
 def one_line_errors(main: Callable) -> Callable:
