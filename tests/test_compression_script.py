@@ -1,7 +1,9 @@
 """training/compress.py: image files to one stream and back, and every mistake answered in one line."""
 
 import json
+import re
 import zlib
+from dataclasses import fields
 from pathlib import Path
 
 import compress as script
@@ -116,6 +118,22 @@ def test_names_that_would_collide_are_kept_apart():
             script.unpack_names(comment, 1)
 
 
+@pytest.mark.parametrize("command", [None, *script.COMMANDS])
+def test_each_command_has_help_of_its_own(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(*([command] if command else []), "--help")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    if command is None:
+        assert all(name in text for name in script.COMMANDS)
+        assert "--verify true" in text  # the documented command lines
+        return
+    arguments_type, _ = script.COMMANDS[command]
+    options = {f"--{field.name}" for field in fields(arguments_type)}
+    assert options <= set(re.findall(r"--\w+", text))
+    assert ("--verify" in text) == (command == "compress")
+
+
 def test_bad_input_is_answered_in_one_line(saved, tmp_path):
     model, images = saved
     stream, other = tmp_path / "x.pxc", tmp_path / "other"
@@ -131,8 +149,10 @@ def test_bad_input_is_answered_in_one_line(saved, tmp_path):
     pack = ["compress", "--model", model, "--output", tmp_path / "y.pxc", "--input"]
     unpack = ["decompress", "--model", model, "--output", tmp_path / "z", "--input"]
     for words, text in [
-        ([], "the first word must be one of"),
-        (["shrink"], "the first word must be one of"),
+        ([], "required: {compress,decompress,verify,measure}"),
+        (["shrink"], "invalid choice: 'shrink'"),
+        ([*pack[:-1], "--split", "test"], "--input"),
+        ([*pack, images, "--split", "test"], "unknown argument '--split'"),
         ([*pack, tmp_path / "nothing"], "there is no file or folder"),
         ([*pack, tmp_path / "empty"], "there is no image"),
         ([*pack, tmp_path / "text.png"], "cannot use"),

@@ -15,9 +15,9 @@ bits per dimension and time with sampling as many images.
 """
 
 import math
-import sys
 import time
 import zlib
+from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -174,6 +174,7 @@ def unpack_names(comment: bytes, count: int) -> list[str]:
 
 
 def compress_files(args: CompressArguments):
+    """Compress an image file, or a folder of them, to one stream."""
     output = Path(args.output)
     if not output.parent.is_dir():
         raise InputError(f"cannot write {output}: its folder does not exist.")
@@ -215,6 +216,7 @@ def open_stream(args) -> tuple:
 
 
 def decompress_file(args: DecompressArguments):
+    """Write the images of a stream as PNG files."""
     output = Path(args.output)
     is_file = output.suffix.lower() in Image.registered_extensions()
     if is_file and output.suffix.lower() != ".png":
@@ -234,6 +236,7 @@ def decompress_file(args: DecompressArguments):
 
 
 def verify_file(args: VerifyArguments):
+    """Decompress a stream, and say whether it is sound."""
     names, levels, _ = open_stream(args)
     print(f"{args.input} is sound: {len(names)} images of {levels[0].numel()} dimensions")
 
@@ -309,6 +312,7 @@ def measure_levels(model, pixel_values: torch.Tensor, class_ids: torch.Tensor | 
 
 
 def measure(args: MeasureArguments):
+    """Compare the size of a compressed data set with its likelihood, and the time with that of sampling."""
     model, processor = load_model(args.model)
     model.to(choose_device(args.device)).eval()
     images = LevelDataset(
@@ -343,15 +347,15 @@ COMMANDS = {
 
 @one_line_errors
 def main(arguments: list[str] | None = None):
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] in (["-h"], ["--help"]):
-        print(__doc__.strip())
-        return
-    if not words or words[0] not in COMMANDS:
-        raise InputError(f"the first word must be one of {', '.join(COMMANDS)}; see `--help`.")
-    dataclass_type, run = COMMANDS[words[0]]
-    (args,) = CommandLineParser(dataclass_type, prog=f"compress.py {words[0]}").parse(words[1:])
-    run(args)
+    parser = CommandLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, (arguments_type, run) in COMMANDS.items():
+        command = commands.add_parser(name, dataclass_types=arguments_type, help=run.__doc__, description=run.__doc__)
+        command.set_defaults(command=name)
+    (chosen,) = parser.parse(arguments)
+    values = vars(chosen)
+    arguments_type, run = COMMANDS[values.pop("command")]
+    run(arguments_type(**values))
 
 
 if __name__ == "__main__":
