@@ -1,5 +1,6 @@
 """The folder that `training/publish.py` writes: complete, checked, and no claim in its card that was not measured."""
 
+import configparser
 import json
 import shlex
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import publish
+import published_folder
 import pytest
 import torch
 from conftest import ROOT, build_model
@@ -145,7 +147,7 @@ def test_what_cannot_be_published_is_answered_in_one_line(run, tmp_path, uncheck
 def test_a_folder_that_gives_other_numbers_without_the_package_is_not_published(run, tmp_path):
     publish.main(["--model", str(run)])  # as it should be
     folder = run / "hub"
-    model, _ = publish.load_model(str(run))
+    model, _ = published_folder.load_model(str(run))
     weights = load_file(folder / "model.safetensors")
     weights["head.layers.2.bias"] = torch.nextafter(weights["head.layers.2.bias"], torch.tensor(torch.inf))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -171,6 +173,15 @@ def test_the_folders_in_model_cards_are_what_publish_writes_today(folder, tmp_pa
     names = {Path(name).name for name in tracked.split()} or {path.name for path in folder.iterdir()}
     assert written == {name: (folder / name).read_bytes() for name in names if not name.endswith(".py")}
     assert any(path.suffix == ".py" for path in (tmp_path / place).iterdir())
+
+
+def test_the_package_ships_its_files_that_are_not_python():
+    options = configparser.ConfigParser()
+    options.read(ROOT / "setup.cfg")
+    shipped = dict(options["options.package_data"])
+    for package in ("hf_pixelcnn", "hf_pixelcnn.training"):
+        files = {path.name for path in (ROOT / package.replace(".", "/")).iterdir() if path.is_file()}
+        assert {name for name in files if not name.endswith(".py")} == {shipped[package]}
 
 
 def test_no_source_file_is_held_twice():
@@ -205,4 +216,4 @@ def test_a_command_that_names_a_machine_or_holds_a_secret_is_not_published(run, 
 def test_paths_inside_the_project_become_relative_ones():
     command = f"train.py --config {ROOT}/training/configs/mnist_gated.yaml --output_dir={ROOT}/runs/x --dataset /data/a"
     expected = "train.py --config training/configs/mnist_gated.yaml --output_dir=runs/x --dataset me/a"
-    assert publish.portable_command(command, {"/data/a": "me/a"}) == expected
+    assert published_folder.portable_command(command, {"/data/a": "me/a"}) == expected

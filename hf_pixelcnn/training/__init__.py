@@ -8,6 +8,7 @@ from hf_pixelcnn.training import LevelDataset, PixelCNNTrainer, PixelCNNTraining
 ```
 """
 
+from .cards import model_card
 from .data_sources import class_names, find_class_column, find_image_column, load_split, num_channels_of, stored
 from .errors import InputError
 from .level_dataset import LevelDataset, LevelStream, check_classes_of, collate_classes, collate_levels
@@ -64,6 +65,7 @@ __all__ = [
     "load_processor",
     "load_split",
     "metrics_of",
+    "model_card",
     "nats_per_image",
     "num_channels_of",
     "run_facts",

@@ -1,0 +1,138 @@
+"""Model cards: how to load a trained model, and what is known about it. Their text is in `model_card.md`."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from .. import FAMILIES
+from ..image_processing_causal_image import PixelCNNImageProcessor
+
+TEMPLATE = Path(__file__).with_name("model_card.md")
+TASK = "unconditional-image-generation"
+METRICS = {  # of results.json: their names, and digits that are worth giving
+    "bits_per_dim": ("bits per dimension", 4),
+    "nats_per_dim": ("nats per dimension", 4),
+    "nats_per_image": ("nats per image", 2),
+}
+
+
+def model_card(
+    place: str,
+    is_on_hub: bool,
+    model: PreTrainedModel,
+    processor: PixelCNNImageProcessor | None,
+    results: dict,
+    recipe: str | None,
+    license: str,
+) -> ModelCard:
+    r"""
+    The card of a published model. It claims nothing that `results` does not hold.
+
+    Args:
+        place (`str`): What the card gives to `from_pretrained`; its last part is the name of the model.
+        is_on_hub (`bool`): Whether that is a repository on the Hub, which holds source files, or a folder without them.
+        model, processor: The model, and its image processor (`None` for codes).
+        results (`dict`): What training/train.py writes to `results.json`, or nothing.
+        recipe (`str`, *optional*): Text of the recipe of the run.
+        license (`str`): Licence of the weights, as the Hub spells it.
+    """
+    config, name = model.config, Path(place).name
+    levels = describe_levels(processor, config.num_levels)
+    return ModelCard.from_template(
+        card_data(name, config.model_type, levels, results, license),
+        template_path=str(TEMPLATE),
+        name=name,
+        place=place,
+        is_on_hub=is_on_hub,
+        has_processor=processor is not None,
+        request=request_of_four(config.num_classes),
+        config=config,
+        family=FAMILIES[config.model_type],
+        num_parameters=f"{model.num_parameters():,}",
+        size="×".join(map(str, config.image_size)),
+        channels={1: "one channel", 3: "three channels"}.get(config.num_channels, f"{config.num_channels} channels"),
+        levels=levels,
+        rows_seen=model.model.rows_seen_above,
+        scores=table_of_scores(results),
+        judged=results.get("judged"),  # by training/judge.py
+        training=facts_of_training(results),
+        command=results.get("command"),
+        commit=results.get("commit"),
+        recipe=recipe,
+    )
+
+
+def describe_levels(processor: PixelCNNImageProcessor | None, num_levels: int) -> str:
+    """How images become levels, in a few words."""
+    if processor is None:
+        return f"{num_levels:,} symbols"
+    if processor.binarization == "threshold":
+        return f"two levels: pixels above {processor.threshold} are 1"
+    if processor.binarization == "stochastic":
+        return "two levels, drawn: a pixel is 1 with probability pixel / 255"
+    return "8-bit pixels" if num_levels == 256 else f"{num_levels} levels: floor(pixel · {num_levels} / 256)"
+
+
+def card_data(name: str, model_type: str, levels: str, results: dict, license: str) -> ModelCardData:
+    """The metadata of a card. What `results` does not hold is left out."""
+    dataset = results.get("dataset", "")
+    scores = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=dataset,
+            dataset_name=f"{dataset}, {levels}",
+            dataset_split=results.get("split"),
+            metric_type=key,
+            metric_name=metric,
+            metric_value=round(results[key], digits),
+        )
+        for key, (metric, digits) in METRICS.items()
+        if key in results
+    ]
+    return ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=[model_type.replace("_", "-"), "autoregressive", "likelihood"],
+        datasets=[dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) else None,
+        metrics=[score.metric_type for score in scores] or None,
+        model_name=name if scores else None,
+        eval_results=scores or None,
+    )
+
+
+def request_of_four(num_classes: int) -> str:
+    """Arguments of `generate` that draw four images."""
+    second = min(1, num_classes - 1)
+    wanted = f"class_ids={[0, 0, second, second]}" if num_classes else "num_images=4"
+    return f"{wanted}, generator=torch.Generator().manual_seed(0)"
+
+
+def table_of_scores(results: dict) -> dict[str, str]:
+    """Cells of the table of results by their titles; empty if nothing was measured."""
+    measured = {name: f"{results[key]:.{digits}f}" for key, (name, digits) in METRICS.items() if key in results}
+    if not measured:
+        return {}
+    cells = {"data set": f"`{results['dataset']}`"}
+    if "split" in results:
+        cells["split"] = f"`{results['split']}`"
+    if "num_images" in results:
+        cells["images"] = f"{results['num_images']:,}"
+    return cells | measured
+
+
+def facts_of_training(results: dict) -> list[str]:
+    """How the model was trained, as far as the run wrote it down."""
+    facts = []
+    if "training_split" in results:
+        facts.append(f"on `{results['training_split']}` of `{results['dataset']}`")
+    for key, unit in (("num_training_images", "images"), ("epochs", "epochs"), ("steps", "steps")):
+        if key in results:
+            facts.append(f"{results[key]:,.10g} {unit}")
+    if "seed" in results:
+        facts.append(f"seed {results['seed']}")
+    if "training_seconds" in results and "--resume_from_checkpoint" not in results.get("command", ""):
+        facts.append(f"{results['training_seconds'] / 60:.1f} minutes on {results.get('device', 'one machine')}")
+    return facts

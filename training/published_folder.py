@@ -1,0 +1,203 @@
+r"""
+The folder of a published model: what the run says about itself, the files that go to the Hub, and a check that these
+work without the package. `publish.py` pushes it.
+"""
+
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from hf_pixelcnn import FAMILIES, PixelCNNImagePipeline
+from hf_pixelcnn.training import InputError, draw_samples, load_model, model_card, write_json
+
+PROJECT = Path(__file__).resolve().parent.parent
+PRIVATE = re.compile(  # absolute paths, homes and parents; tokens; credentials and users of remotes
+    r"""(^|[\s=,;\[({"'])(/\w|~|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|hf_[A-Za-z0-9]{20,}|://[^/\s]*@|\w@[\w.-]+:"""
+)
+WRITTEN = ("README.md", "*.json", "model*.safetensors", "*.py", "samples.png", "recipe.yaml")
+
+
+@dataclass
+class FolderArguments:
+    model: str = field(metadata={"help": "Folder of a trained model, as training/train.py leaves it."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder to write, or to write anew; by default `hub` in the model's folder."}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "Id on the Hub, or name, of the data set, if the run read a local copy of it."}
+    )
+    recipe: str | None = field(
+        default=None, metadata={"help": "YAML recipe of the run; by default the model folder's recipe.yaml."}
+    )
+    license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights, as the Hub spells it."})
+    max_shard_size: str = field(default="5GB", metadata={"help": "Weights above this size are split into files."})
+
+
+def read_results(folder: Path, dataset: str | None) -> dict:
+    """`results.json` of a run, or nothing. `dataset` takes the place of the folder that the run read."""
+    path = folder / "results.json"
+    if not path.exists():
+        return {}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        read = results["dataset"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not what training/train.py writes: {error!r}.") from error
+    if dataset:
+        results["dataset"] = dataset
+    elif os.path.isabs(read) or os.path.exists(read):
+        raise InputError(f"the run read a local data set, {read}: give its id on the Hub or its name with --dataset.")
+    if "command" in results:
+        results["command"] = portable_command(results["command"], {read: dataset} if dataset else {})
+    return results
+
+
+def check_public(what: str, text: str):
+    """Raise if `text` holds a path of one machine, a user's name in one, or what looks like a secret."""
+    if PRIVATE.search(text):
+        raise InputError(
+            f"{what} holds {text.strip()!r}: a path of this machine, or a secret. Put a public name in its place."
+        )
+
+
+def portable_command(command: str, names: dict[str, str]) -> str:
+    r"""
+    A training command as anybody may read it, and run it in a checkout of the project.
+
+    Args:
+        command (`str`): As the run wrote it down.
+        names (`dict`): Words to write in place of others, such as a data set's id in place of a folder.
+
+    Raises:
+        InputError: If it holds a path of one machine or what looks like a token.
+    """
+    words = []
+    try:
+        parts = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"the command of the run, in results.json, cannot be read: {error}.") from error
+    for word in parts:
+        option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+        value = names.get(value, value)
+        if Path(value).is_absolute() and Path(value).is_relative_to(PROJECT):
+            value = str(Path(value).relative_to(PROJECT))
+        check_public("the command of the run, in results.json,", value)
+        words.append(option + equals + value)
+    return shlex.join(words)
+
+
+def read_recipe(folder: Path, given: str | None) -> str | None:
+    """Text of the recipe of a run, `None` if it had none."""
+    path = Path(given) if given else folder / "recipe.yaml"
+    if not given and not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8")
+    try:
+        is_recipe = isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        is_recipe = False
+    if not is_recipe:
+        raise InputError(f"{path} is not a recipe: it must hold `key: value` pairs.")
+    for line in text.splitlines():
+        check_public(str(path), line)
+    return text
+
+
+def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArguments) -> PreTrainedModel:
+    r"""
+    Write all that goes to the Hub.
+
+    Args:
+        folder (`Path`): Where to; empty.
+        place (`str`), is_on_hub (`bool`): See [`model_card`].
+        args ([`FolderArguments`]): What to.
+
+    Returns:
+        The model, as loaded from `args.model`.
+    """
+    source = Path(args.model)
+    results, recipe = read_results(source, args.dataset), read_recipe(source, args.recipe)
+    model, processor = load_model(args.model, dtype="auto")
+    if model.config.model_type not in FAMILIES:
+        raise InputError(f"{args.model} is a {model.config.model_type}, not one of {', '.join(FAMILIES)}.")
+    if processor is None:
+        model.save_pretrained(folder, max_shard_size=args.max_shard_size)
+    else:  # writes what `pipeline(model=..., trust_remote_code=True)` needs, too
+        PixelCNNImagePipeline(model, image_processor=processor, device="cpu").save_pretrained(
+            folder, max_shard_size=args.max_shard_size
+        )
+    if results:
+        write_json(results, folder / "results.json")
+    if recipe:
+        (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    if (source / "samples.png").exists():
+        shutil.copyfile(source / "samples.png", folder / "samples.png")
+    else:
+        draw_samples(model, processor, 64, results.get("seed", 0), folder / "samples.png")
+    card = model_card(place, is_on_hub, model, processor, results, recipe, args.license)
+    card.save(folder / "README.md")
+    return model
+
+
+@torch.no_grad()
+def check_folder(folder: Path, model: PreTrainedModel):
+    r"""
+    Load a folder in a fresh process that has no hf_pixelcnn, and compare with `model` bit for bit.
+
+    Args:
+        folder (`Path`): What [`write_folder`] wrote.
+        model: The model that it must hold, on the CPU.
+
+    Raises:
+        InputError: If it does not load there, or gives other logits or another image.
+    """
+    config = model.eval().config
+    shape = (2, config.num_channels, *config.image_size)
+    inputs = {"pixel_values": torch.randint(config.num_levels, shape, generator=torch.Generator().manual_seed(0))}
+    condition = {}
+    if config.num_classes:
+        inputs["class_ids"], condition["class_ids"] = torch.tensor([0, -1]), [0]
+    with tempfile.TemporaryDirectory() as scratch:
+        question, answer = Path(scratch, "question.safetensors"), Path(scratch, "answer.safetensors")
+        save_file({**inputs, "num_threads": torch.tensor(torch.get_num_threads())}, question)
+        script = Path(__file__).with_name("load_without_package.py")
+        finished = subprocess.run(
+            [sys.executable, "-I", script, folder.resolve(), question, answer],
+            capture_output=True,
+            text=True,
+            cwd=scratch,
+            env={**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"},
+        )
+        if finished.returncode:
+            reason = (finished.stderr.strip().splitlines() or ["it was killed"])[-1]
+            raise InputError(f"the folder written cannot be loaded without the package: {reason}")
+        found = load_file(answer)
+    if not torch.equal(found["logits"], model(**inputs).logits):
+        raise InputError("loaded without the package, the model gives other logits: nothing was published.")
+    levels = model.generate(generator=torch.Generator().manual_seed(0), **condition)
+    if not torch.equal(found["levels"], levels):
+        raise InputError("loaded without the package, the model draws another image: nothing was published.")
+
+
+def check_may_be_replaced(folder: Path):
+    """Raise if `folder` holds anything that an earlier call would not have written."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() or not any(fnmatch.fnmatch(path.name, pattern) for pattern in WRITTEN):
+            raise InputError(f"{folder} would be replaced, but holds {path.name}: choose another --output_dir.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "README.md").exists():
+        raise InputError(
+            f"{folder} would be replaced, but is not what this script writes: choose another --output_dir."
+        )
