@@ -81,7 +81,7 @@ def test_scores_by_class_are_those_of_its_images(tmp_path, cache, is_conditional
 def test_several_draws_of_a_binarisation_have_a_mean_and_a_spread(tmp_path, cache):
     processor = PixelCNNImageProcessor(num_levels=2, binarization="stochastic", size=8)
     model = saved(tmp_path / "model", processor)
-    results = evaluate(tmp_path / "model", cache, "--num_resamplings", "3", "--seed", "5")
+    results = evaluate(tmp_path / "model", cache, "--num_binarizations", "3", "--seed", "5")
     rows = training.load_split(DIGITS, "test[:40]", cache_dir=cache)
     images = training.LevelDataset(rows, 2, processor, with_classes=True, seed=5)
     totals = []
@@ -91,8 +91,8 @@ def test_several_draws_of_a_binarisation_have_a_mean_and_a_spread(tmp_path, cach
         totals.append(-model.log_prob(batch["labels"], class_ids=batch["class_ids"]).sum().item())
     assert len(set(totals)) == 3
     assert results["nats_per_image"] == pytest.approx(np.mean(totals) / 40)
-    assert results["std_of_resamplings"]["nats_per_image"] == pytest.approx(np.std(totals, ddof=1) / 40)
-    assert results["std_of_resamplings"]["bits_per_dim"] == pytest.approx(np.std(totals, ddof=1) / 2560 / math.log(2))
+    assert results["std_of_binarizations"]["nats_per_image"] == pytest.approx(np.std(totals, ddof=1) / 40)
+    assert results["std_of_binarizations"]["bits_per_dim"] == pytest.approx(np.std(totals, ddof=1) / 2560 / math.log(2))
 
 
 def test_a_classifier_is_judged_by_its_own_probabilities(tmp_path, cache):
@@ -144,8 +144,8 @@ def test_requests_that_mean_nothing_are_refused(tmp_path, cache):
     saved(tmp_path / "model", processor, num_classes=0, id2label=None)
     words = ["--model", tmp_path / "model", "--dataset", DIGITS, "--split", "test[:4]", "--cache_dir", cache]
     for message, more in {
-        "--num_resamplings must be at least 1, got 0": ["--num_resamplings", 0],
-        "each draw would be the same": ["--num_resamplings", 2],
+        "--num_binarizations must be at least 1, got 0": ["--num_binarizations", 0],
+        "each draw would be the same": ["--num_binarizations", 2],
         "needs a class-conditional model, but `num_classes` is 0": ["--classify", "true"],
         "--class_temperature needs --classify true": ["--class_temperature", 2],
         "--batch_size must be at least 1": ["--batch_size", 0],

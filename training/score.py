@@ -4,7 +4,7 @@ Score a model on a whole split: bits per dimension, nats per dimension and nats 
     python training/score.py --model runs/mnist_pixelcnn --dataset ylecun/mnist --split test --output results.json
 
 `--model` is a folder or an id on the Hub; its own image processor makes the levels. With stochastic binarisation the
-draw of each image depends on `--seed` and its place in the split alone, and `--num_resamplings 10` scores ten draws:
+draw of each image depends on `--seed` and its place in the split alone, and `--num_binarizations 10` scores ten draws:
 their mean, and the standard deviation between them.
 
     --per_class true          a table of the scores of each class of the data set
@@ -59,7 +59,9 @@ class EvaluationArguments:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
     dtype: str = field(default="float32", metadata={"help": "float64, float32, bfloat16 or float16."})
     seed: int = field(default=0, metadata={"help": "Seed of stochastic binarisation."})
-    num_resamplings: int = field(default=1, metadata={"help": "Draws of a stochastic binarisation that are scored."})
+    num_binarizations: int = field(
+        default=1, metadata={"help": "Stochastic binarisations of each image, whose scores are averaged."}
+    )
     per_class: bool = field(default=False, metadata={"help": "Score the images of each class by themselves, too."})
     heat_map: str | None = field(default=None, metadata={"help": "Picture to write: where images are surprising."})
     num_heat_maps: int = field(default=16, metadata={"help": "How many images it shows, the first of the split."})
@@ -74,7 +76,7 @@ def check_arguments(args: EvaluationArguments):
     """Raise if an argument has no meaning, alone or with the others."""
     if args.dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}.")
-    for name in ("batch_size", "num_resamplings", "num_heat_maps"):
+    for name in ("batch_size", "num_binarizations", "num_heat_maps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if args.class_temperature is not None and not args.classify:
@@ -108,15 +110,15 @@ def load_images(args: EvaluationArguments, config, processor) -> tuple[Dataset, 
     )
     if is_conditional:
         check_classes_of(images, args.split, config.num_classes, least=0 if args.classify else -1)
-    if args.num_resamplings > 1 and not images.is_stochastic:
-        raise InputError(f"--num_resamplings: the levels of {args.model} are not drawn, each draw would be the same.")
+    if args.num_binarizations > 1 and not images.is_stochastic:
+        raise InputError(f"--num_binarizations: the levels of {args.model} are not drawn, each draw would be the same.")
     return rows, images
 
 
 def score_split(model, images: LevelDataset, args: EvaluationArguments) -> tuple[torch.Tensor, dict]:
     """Nats of each image, the mean over all draws of the levels; and the results for the whole split, also printed."""
     start, draws = time.perf_counter(), []
-    for epoch in range(args.num_resamplings):
+    for epoch in range(args.num_binarizations):
         images.set_epoch(epoch)
         draws.append(split_nats(model, images, args.batch_size, collate_levels))
     images.set_epoch(0)  # which pictures and classes are about
@@ -131,11 +133,11 @@ def score_split(model, images: LevelDataset, args: EvaluationArguments) -> tuple
         f"{results['nats_per_image']:.3f} nats/image over {len(images)} images of {dims} dimensions "
         f"in {results['seconds']:.1f} s"
     )
-    if args.num_resamplings > 1:
+    if args.num_binarizations > 1:
         spread = metrics_of(draws.sum(dim=1).std().item(), **counts)  # between the splits drawn
-        results["std_of_resamplings"] = spread
+        results["std_of_binarizations"] = spread
         print(
-            f"mean of {args.num_resamplings} draws; standard deviation between them: "
+            f"mean of {args.num_binarizations} draws; standard deviation between them: "
             f"{spread['nats_per_image']:.3f} nats/image"
         )
     return nats, results
@@ -183,7 +185,7 @@ def main(arguments: list[str] | None = None):
     if args.heat_map:
         draw_surprise(model, processor, images, args.num_heat_maps, args.heat_map)
     if args.output:
-        names = ("model", "dataset", "split", "dtype", "batch_size", "seed", "num_resamplings", "class_temperature")
+        names = ("model", "dataset", "split", "dtype", "batch_size", "seed", "num_binarizations", "class_temperature")
         question = {name: getattr(args, name) for name in names}
         write_json({**question, **results, "num_parameters": model.num_parameters(), **run_facts(device)}, args.output)
 
