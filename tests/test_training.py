@@ -596,6 +596,17 @@ def test_the_names_of_classes_are_those_of_the_last_data(tmp_path, digits_words)
     assert config.label2id["7"] == 7
 
 
+def test_other_names_of_classes_pass_the_checks_of_the_config():
+    config = gated_model(num_classes=3).config
+    train.rename_classes(config, ["cat", "dog", "cow"])
+    assert config.id2label == {0: "cat", 1: "dog", 2: "cow"}
+    for names in (["a", "b"], ["a", "b", "c", "d"]):
+        with pytest.raises(InputError, match=rf"must name each of the 3 classes .* got {len(names)} names"):
+            train.rename_classes(config, names)
+    assert config.id2label == {0: "cat", 1: "dog", 2: "cow"}
+    assert config.label2id == {"cat": 0, "dog": 1, "cow": 2}
+
+
 def test_classes_that_the_model_lacks_are_noticed_before_training(tmp_path, digits_words):
     rows = training.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
     images = training.LevelDataset(rows, 2, PixelCNNImageProcessor(num_levels=2), with_classes=True)

@@ -27,7 +27,7 @@ from typing import NamedTuple, get_args
 from command_line import CommandLineParser, one_line_errors
 from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel, set_seed
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hf_pixelcnn import FAMILIES, PixelCNNImageProcessor
 from hf_pixelcnn.training import (
@@ -274,6 +274,15 @@ def start_of_new(data_args: DataArguments, model_args: ModelArguments, rows: Row
     return Start(None, None, model_args.num_levels, is_conditional)
 
 
+def rename_classes(config: PreTrainedConfig, names: list[str]):
+    """Give the classes of a config other names, which are checked as those of a new config are."""
+    try:
+        renamed = type(config).from_dict({**config.to_dict(), "id2label": dict(enumerate(names))})
+    except (StrictDataclassError, ValueError) as error:
+        raise InputError(str(error)) from error
+    config.id2label, config.label2id = renamed.id2label, renamed.label2id
+
+
 def settle_classes(data_args: DataArguments, model_args: ModelArguments, rows: Rows, start: Start) -> list[str] | None:
     """Names of the classes, which a saved model takes over from the data; `None` for a model without classes."""
     if not start.is_conditional:
@@ -288,8 +297,7 @@ def settle_classes(data_args: DataArguments, model_args: ModelArguments, rows: R
     if expected and expected != len(names):
         raise InputError(f"the model has {expected} classes, column {column!r} has {len(names)}.")
     if start.model and isinstance(rows.train.features[column], ClassLabel):  # as the images are called from now on
-        start.model.config.id2label = dict(enumerate(names))
-        start.model.config.label2id = {name: class_id for class_id, name in enumerate(names)}
+        rename_classes(start.model.config, names)
     return names
 
 
