@@ -1,5 +1,5 @@
 r"""
-What sampling and training cost, as one table.
+The cost of sampling and training, as one table.
 
     python training/benchmark.py                        # everything that fits into about 10 minutes on 2 cores
     python training/benchmark.py --cases grey --batch_sizes 1 16 64
@@ -14,9 +14,9 @@ Samplers: `naive` runs a full forward for every dimension, `cropped` a forward o
 both are measured in part and scaled. `fixed_point` gives its number of iterations. Where one forward takes more than
 2 seconds, times are of one run, `naive` is the forward's time scaled, and `fixed_point` is left out.
 
-The last lines give the training rate, the share of the measured rate of matrix products that it is, and the part of the
-time that convolutions take: `eager` in float32, and `fast`, which is compiled, in channels_last, with the fused
-optimizer, and in bfloat16 where the processor has it.
+The last lines give the training rate, the share of the measured matrix-product rate that it reaches, and the part of
+the time spent in convolutions: for `eager`, in float32, and for `fast`, compiled, in channels_last, with the fused
+optimizer, and in bfloat16 where the processor supports it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, is silent
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler, which measures memory, silent
 
 import numpy as np
 import torch
@@ -63,10 +63,10 @@ class BenchmarkArguments:
     cases: list[str] = field(
         default_factory=lambda: ["grey", "plain", "colour"], metadata={"help": f"Of {', '.join(CASES)}."}
     )
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 16, 64], metadata={"help": "Images drawn at a time."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 16, 64], metadata={"help": "Images drawn at once."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float64."})
     device: str = field(default="cpu", metadata={"help": "Device."})
-    compiled: bool = field(default=True, metadata={"help": "Time the compiled forward, too (compiling takes a while)."})
+    compiled: bool = field(default=True, metadata={"help": "Also time the compiled forward (compiling takes a while)."})
     train: bool = field(default=True, metadata={"help": "Measure the training rate."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write."})
 
@@ -76,7 +76,7 @@ class EnoughError(Exception):
 
 
 def median_seconds(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """Median wall-clock seconds of `call`, after one call that does not count; one run if that one is slow."""
+    """Median wall-clock seconds of `call`, after one call that does not count; of a single call if that is slow."""
     seconds = []
     while len(seconds) <= repeats:
         synchronize(device)
@@ -97,7 +97,7 @@ def synchronize(device: torch.device):
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most memory that `call` holds at one time, in bytes, beyond what was held before."""
+    """The most memory that `call` holds at any time, in bytes, beyond what was held before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -120,15 +120,15 @@ def noise_rule_violations(model, output, noise: torch.Tensor, tolerance: float, 
 
     Args:
         model: The model that drew them, in evaluation mode.
-        output ([`PixelCNNGenerateOutput`]): Drawn without processors; its scores, if there are any, are checked, too.
+        output ([`PixelCNNGenerateOutput`]): Drawn without processors; scores, if it has any, are also checked.
         noise (`torch.DoubleTensor` of shape `(dims, batch)`): The numbers they were drawn with.
-        tolerance (`float`): What rounding may move a probability by.
+        tolerance (`float`): How far rounding may move a probability.
         class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): Their classes.
 
     Returns:
-        `int`: Dimensions whose scores differ from the forward's by more than the tolerance, or whose level does not
-        follow from their number and the forward's cumulative probabilities although the number is not that close to a
-        step.
+        `int`: How many dimensions break the rule: their scores differ from the forward's by more than the tolerance, or
+        their level does not follow from their number and the forward's cumulative probabilities, and the number is not
+        within the tolerance of a step.
     """
     logits = model(output.sequences, class_ids=class_ids).logits
     levels = output.sequences.permute(0, 2, 3, 1).flatten(1)  # (batch, dims)
@@ -159,7 +159,7 @@ def naive_seconds(model, batch: int, device: torch.device) -> float:
         with contextlib.suppress(EnoughError):
             model.generate(num_images=batch, sampler="naive", logits_processor=[stop])
 
-    # One forward more than levels were drawn.
+    # One more forward than levels drawn.
     return median_seconds(first_dimensions, device, repeats=3) / (NAIVE_DIMENSIONS + 1) * num_dims(model.config)
 
 
@@ -181,7 +181,7 @@ def num_dims(config) -> int:
 def compiled_seconds(model, forward: Callable[[torch.nn.Module], object], device: torch.device) -> float:
     """Seconds of `forward(network)`, with the compiled model as network."""
     fast = torch.compile(model, dynamic=False)
-    for _ in range(2):  # compiles, which is not what is timed
+    for _ in range(2):  # compilation is not timed
         forward(fast)
     seconds = median_seconds(lambda: forward(fast), device)
     torch.compiler.reset()
@@ -256,14 +256,14 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """Floating-point operations a second of large matrix products."""
+    """Floating-point operations per second in large matrix products."""
     size = size if device.type == "cpu" else 4 * size
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     return 2 * size**3 / median_seconds(lambda: a @ b, device, repeats=10)
 
 
 def product_share(call: Callable[[], object], device: torch.device) -> float:
-    """Which part of the time of `call` goes to convolutions and matrix products."""
+    """Share of the time of `call` that goes to convolutions and matrix products."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         call()
@@ -279,7 +279,7 @@ def product_share(call: Callable[[], object], device: torch.device) -> float:
 
 
 def training_rates(config, batch: int, device: torch.device) -> dict[str, dict]:
-    """Images a second of training steps: `eager` in float32 and the default memory format, and `fast`."""
+    """Images per second in training: `eager` in float32 and the default memory format, and `fast`."""
     fast_dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     pixel_values = torch.randint(config.num_levels, (batch, config.num_channels, *config.image_size), device=device)
     product_rates = {dtype: matrix_product_rate(device, dtype) for dtype in {torch.float32, fast_dtype}}

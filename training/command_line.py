@@ -17,8 +17,8 @@ from hf_pixelcnn.training.errors import InputError
 
 class CommandLineParser(HfArgumentParser):
     r"""
-    `HfArgumentParser` whose errors are one line instead of a page of usage. `--config` replaces its defaults by the
-    values of a recipe, a YAML file, whose text is then in `recipe`; so a parser is for one command line.
+    `HfArgumentParser` whose errors are one line instead of a page of usage. `--config` names a recipe, a YAML file: its
+    values replace the defaults, and its text is then in `recipe`. Use a parser for one command line only.
     """
 
     recipe: str | None = None
@@ -34,7 +34,7 @@ class CommandLineParser(HfArgumentParser):
 
     def parse(self, arguments: list[str] | None = None) -> tuple:
         r"""
-        Dataclass instances of a command line, and a namespace of all else that the parser knows, if there is anything.
+        Dataclass instances of a command line, and a namespace of any arguments that belong to none of them.
 
         Args:
             arguments (`list[str]`, *optional*): Words of the command line, `sys.argv[1:]` by default.
@@ -53,7 +53,7 @@ class CommandLineParser(HfArgumentParser):
         return tuple(parsed)
 
     def parse_known_args(self, args=None, namespace=None):
-        """As in `argparse`, where the parsers of sub-commands are called, too; reads the recipe first."""
+        """As in `argparse`, which also calls it for a sub-command; the recipe is read first."""
         words = sys.argv[1:] if args is None else list(args)
         if self.dataclass_types:
             finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -66,12 +66,12 @@ class CommandLineParser(HfArgumentParser):
         return namespace, unknown
 
     def set_defaults_from(self, path: str):
-        """Make the values of a recipe the defaults of the arguments that its keys name; null leaves one as it is."""
+        """Make the values of a recipe the defaults of the arguments that its keys name; null keeps a default."""
         hints = {}
         for kind in self.dataclass_types:
             types = get_type_hints(kind)
             hints |= {field.name: types[field.name] for field in fields(kind) if field.init}
-        actions = {action.dest: action for action in reversed(self._actions)}  # not those of `--no_...`
+        actions = {action.dest: action for action in reversed(self._actions)}  # the first of a name: not `--no_...`
         for key, value in self.read_recipe(path).items():
             if key not in hints:
                 raise InputError(f"unknown key {key!r} in {path}; keys are the names of arguments, see `--help`.")
@@ -85,7 +85,7 @@ class CommandLineParser(HfArgumentParser):
             action.required = False
 
     def read_recipe(self, path: str) -> dict:
-        """The content of a recipe; keeps its text."""
+        """The content of a recipe, whose text is kept."""
         if not path:
             raise InputError("`--config` needs the path of a YAML file.")
         try:
@@ -102,13 +102,13 @@ class CommandLineParser(HfArgumentParser):
 
 
 def types_in(hint) -> list:
-    """The types that a type hint allows, `None` apart."""
+    """The types that a type hint allows, except `None`."""
     types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return [kind for kind in types if kind is not NoneType]
 
 
 def fits(value: object, kind) -> bool:
-    """Whether a value from YAML is of a type as it stands; whole numbers are floats, too."""
+    """Whether a value from YAML already has a type; whole numbers also count as floats."""
     origin, of = get_origin(kind) or kind, get_args(kind)
     if origin is list:
         return isinstance(value, list) and all(fits(item, of[0]) for item in value)
@@ -119,11 +119,11 @@ def fits(value: object, kind) -> bool:
 
 def typed(value: object, action: argparse.Action, kinds: list):
     r"""
-    A value from YAML as that of an argument. Text is read as on the command line, so that `1e-3`, which YAML takes for
-    text, is a number; everything else must be of a type that the argument has.
+    The value of an argument, from its value in YAML. Text is read as on the command line, so that `1e-3`, which YAML
+    takes for text, is a number; any other value must already have a type that the argument allows.
 
     Raises:
-        ValueError, TypeError or argparse.ArgumentTypeError: If it is none.
+        ValueError, TypeError or argparse.ArgumentTypeError: If the argument cannot have this value.
     """
     if action.nargs == "+":
         return [typed_item(item, action, [action.type]) for item in (value if isinstance(value, list) else [value])]
@@ -131,7 +131,7 @@ def typed(value: object, action: argparse.Action, kinds: list):
 
 
 def typed_item(value: object, action: argparse.Action, kinds: list):
-    """As [`typed`], of one item of a list or of the only one."""
+    """As [`typed`], for a single value or one item of a list."""
     if isinstance(value, str):
         value = action.type(value)
         is_allowed = action.choices is None or value in action.choices
@@ -143,7 +143,7 @@ def typed_item(value: object, action: argparse.Action, kinds: list):
 
 
 def described(action: argparse.Action, kinds: list) -> str:
-    """What the value of an argument may be."""
+    """The values that an argument allows, in words."""
     if action.choices is not None:
         text = f"one of {', '.join(map(str, action.choices))}"
     else:
@@ -159,7 +159,7 @@ def one_line_errors(main: Callable) -> Callable:
     def wrapped(arguments: list[str] | None = None):
         try:
             return main(arguments)
-        except (InputError, OSError) as error:  # the latter: folders and files that cannot be written
+        except (InputError, OSError) as error:  # OSError: a folder or file cannot be written
             sys.exit("error: " + " ".join(str(error).split()))
 
     return wrapped

@@ -1,5 +1,5 @@
 r"""
-Compress images without loss to the size that a model's likelihood says, and measure what that is worth.
+Compress images without loss to the size that a model's likelihood promises, and measure what that is worth.
 
     python training/compress.py compress --model runs/mnist --input digits/ --output digits.pxc --verify true
     python training/compress.py decompress --model runs/mnist --input digits.pxc --output restored/
@@ -7,11 +7,11 @@ Compress images without loss to the size that a model's likelihood says, and mea
     python training/compress.py measure --model runs/mnist --dataset ylecun/mnist --split test --output codec.json
 
 `--input` of `compress` is an image file or a folder of images of one size, which go into one stream; `decompress`
-writes them as PNG files under their old names. What is restored exactly is the model's levels: a model of 256 levels
-keeps every pixel, one of fewer levels what its image processor makes of them (the script says so).
+writes them as PNG files under their old names. What is restored exactly are the model's levels: a model of 256 levels
+keeps every pixel, a model of fewer levels only what its image processor makes of them (the script says so).
 
-`measure` compresses a split of a data set batch by batch, decompresses it again, and compares size with the model's own
-bits per dimension and time with sampling as many images.
+`measure` compresses a split of a data set batch by batch and decompresses it again. It compares the size with the
+model's own bits per dimension, and the time with that of sampling as many images.
 """
 
 import math
@@ -44,7 +44,7 @@ from hf_pixelcnn.training import (
     write_json,
 )
 
-MAX_NAME_BYTES = 250  # file systems take 255, with the new suffix
+MAX_NAME_BYTES = 250  # file systems allow 255, with the new suffix
 
 
 @dataclass
@@ -84,7 +84,7 @@ class MeasureArguments:
 
 
 def load_with_processor(args) -> tuple:
-    """Model, on its device, and image processor."""
+    """The model, on its device, and its image processor."""
     model, processor = load_model(args.model)
     if processor is None:
         raise InputError(f"{args.model} has no image processor, so it says nothing about image files.")
@@ -103,8 +103,8 @@ def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str
     Images of a file or folder.
 
     Returns:
-        Names of the files, levels `(images, channels, height, width)` in uint8, and the number of images whose pixels
-        the levels do not keep.
+        The names of the files, levels `(images, channels, height, width)` in uint8, and the number of images whose
+        pixels the levels do not keep.
 
     Raises:
         InputError: If there is no image, or one cannot be read or has another size.
@@ -135,7 +135,7 @@ def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str
 
 
 def check_names(names: list[str]):
-    """Raise unless these are the bare names of files, of any system: whoever wrote a stream chose its names."""
+    """Raise unless these are bare file names on every system: whoever wrote the stream chose them."""
     for name in names:
         is_bare = name and name[0] != "." and name.isprintable() and not set(name) & set("/\\:")
         if not is_bare or len(name.encode()) > MAX_NAME_BYTES:
@@ -143,7 +143,7 @@ def check_names(names: list[str]):
 
 
 def pack_names(names: list[str]) -> bytes:
-    """The names of the files as the comment of a stream."""
+    """The comment of a stream: the names of its files."""
     check_names(names)
     return zlib.compress("\n".join(names).encode())
 
@@ -203,7 +203,7 @@ def compress_files(args: CompressArguments):
 
 
 def open_stream(args) -> tuple:
-    """Images and their names in the file `args.input`."""
+    """Names and levels of the images in the file `args.input`, and the image processor."""
     data = read_bytes(args.input)
     try:
         comment = read_stream(data).comment
@@ -242,7 +242,7 @@ def verify_file(args: VerifyArguments):
 
 
 def adaptive_bits(class_ids: torch.Tensor, num_classes: int) -> float:
-    """Bits of class ids, each coded by the counts, plus 1, of those before: log2((n + k - 1)! / ((k - 1)! Π n_c!))."""
+    """Bits of class ids, each coded by the counts of those before, plus 1: log2((n + k - 1)! / ((k - 1)! Π n_c!))."""
     counts = (class_ids + 1).bincount(minlength=num_classes + 1)
     nats = math.lgamma(len(class_ids) + num_classes + 1) - math.lgamma(num_classes + 1)
     return (nats - torch.lgamma(counts + 1.0).sum().item()) / math.log(2)
@@ -255,7 +255,7 @@ class Stopwatch:
         self.seconds = {}
 
     def time(self, name: str, call: Callable, *args, **kwargs):
-        """What `call` returns."""
+        """Call `call` and return what it returns."""
         start = time.perf_counter()
         result = call(*args, **kwargs)
         self.seconds[name] = time.perf_counter() - start
@@ -312,7 +312,7 @@ def measure_levels(model, pixel_values: torch.Tensor, class_ids: torch.Tensor | 
 
 
 def measure(args: MeasureArguments):
-    """Compare the size of a compressed data set with its likelihood, and the time with that of sampling."""
+    """Compare the compressed size of a data set with its likelihood, and the time with that of sampling."""
     model, processor = load_model(args.model)
     model.to(choose_device(args.device)).eval()
     images = LevelDataset(

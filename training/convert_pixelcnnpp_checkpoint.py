@@ -3,9 +3,9 @@ Turn a checkpoint of the widely used PyTorch port of PixelCNN++ into a model of 
 
     python training/convert_pixelcnnpp_checkpoint.py --checkpoint pcnn_lr.pth --output_dir pixelcnn-pp-cifar10
 
-The file holds a state dict with weight-norm keys (`weight_g`, `weight_v`), perhaps with `module.` before every name. It
-is read without running any code in it. The model gets plain weights: the port normalises its transposed convolutions
-over their inputs, which a direction and a gain of each output cannot express. Sizes are read off the tensors.
+The file holds a state dict with weight-norm keys (`weight_g`, `weight_v`), with or without `module.` before every name.
+It is read without running any code in it. The model gets plain weights: the port normalises its transposed convolutions
+over their inputs, which a direction and a gain per output cannot express. Sizes are read off the tensors.
 """
 
 import pickle
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
 from hf_pixelcnn.training import InputError
 
-# Names of layers there (a regular expression) and here.
+# Names of layers in the port (regular expressions) and in this package.
 LAYERS = {
     r"u_init\.conv": "model.vertical_in",
     r"ul_init\.0\.conv": "model.combined_in_above",
@@ -40,11 +40,11 @@ LAYERS = {
 class ConversionArguments:
     checkpoint: str = field(metadata={"help": "File of the state dict, .pth or .safetensors."})
     output_dir: str = field(metadata={"help": "Folder to write model and image processor to."})
-    image_size: int = field(default=32, metadata={"help": "Height and width of the images that it was trained on."})
+    image_size: int = field(default=32, metadata={"help": "Height and width of the images it was trained on."})
 
 
 def our_name(layer: str) -> str:
-    """The name here of a layer of the port."""
+    """The name in this package of a layer of the port."""
     for pattern, replacement in LAYERS.items():
         match = re.fullmatch(pattern, layer)
         if match:
@@ -53,7 +53,7 @@ def our_name(layer: str) -> str:
 
 
 def effective_weight(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """g · v / ‖v‖, the norm being over all dimensions but the first, as old weight norm takes it."""
+    """g · v / ‖v‖, the norm taken over all dimensions but the first, as the old weight norm does."""
     if "weight" in tensors:
         return tensors["weight"]
     g, v = tensors["weight_g"], tensors["weight_v"]
@@ -62,8 +62,8 @@ def effective_weight(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def head_rows(num_channels: int, num_components: int) -> torch.Tensor:
     """
-    For each parameter of a pixel here its place there. There: logits, then for each channel its means, log-scales and,
-    in colour, one of the three sets of coefficients.
+    For each parameter of a pixel in this package, its place in the port: there come logits, then for each channel its
+    means, log-scales and, in colour, one of the three sets of coefficients.
     """
     per_channel = 3 if num_channels == 3 else 2
     kinds = [0] + [1 + per_channel * c + kind for kind in range(per_channel) for c in range(num_channels)]
@@ -72,12 +72,14 @@ def head_rows(num_channels: int, num_components: int) -> torch.Tensor:
 
 def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, torch.Tensor]]:
     r"""
+    Read the sizes off the tensors of the port, and give the tensors our names and layout.
+
     Args:
         state (`dict[str, torch.Tensor]`): The port's state dict.
 
     Returns:
-        The fields of a [`PixelCNNPPConfig`], and the state dict of a [`PixelCNNPPForCausalImageModeling`], of the dtype
-        that came.
+        The fields of a [`PixelCNNPPConfig`], and the state dict of a [`PixelCNNPPForCausalImageModeling`], in the dtype
+        of `state`.
     """
     layers = {}
     for name, tensor in state.items():
@@ -90,7 +92,7 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, 
             raise InputError(f"layer {layer!r} has {sorted(tensors)}, not weight_g, weight_v and bias.")
         weight = effective_weight(tensors)
         if "upsampling" in name:
-            weight = weight.transpose(0, 1)  # (in, out, rows, columns) there
+            weight = weight.transpose(0, 1)  # (in, out, rows, columns) in the port
         converted[f"{name}.weight"] = weight[:, :, None, None] if weight.ndim == 2 else weight
         converted[f"{name}.bias"] = tensors["bias"]
 
@@ -98,7 +100,7 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, 
     if missing:
         raise InputError("this is not a checkpoint of a PixelCNN++ of that port: its first or last layer is missing.")
     hidden_size, num_inputs = converted["model.vertical_in.weight"].shape[:2]
-    num_channels = num_inputs - 1  # one is 1 inside the image
+    num_channels = num_inputs - 1  # one more, which is 1 inside the image
     if num_channels not in (1, 3):
         raise InputError(f"the port knows images of 1 or 3 channels, the checkpoint has {num_channels}.")
     num_components = len(converted["head.layers.0.bias"]) // (10 if num_channels == 3 else 3)
@@ -118,7 +120,7 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, 
 
 
 def read_tensors(path: str) -> dict[str, torch.Tensor]:
-    """Tensors of a file, without running code from it."""
+    """The tensors in a file, read without running code from it."""
     if path.endswith(".safetensors"):
         return load_file(path)
     try:

@@ -41,7 +41,7 @@ BATCH_SIZE = 32
 class DemoArguments:
     output_dir: str = field(default="demo", metadata={"help": "Folder for the model and the pictures."})
     max_steps: int = field(default=1500, metadata={"help": "Training steps."})
-    max_seconds: float = field(default=240.0, metadata={"help": "Stop training after so many seconds all the same."})
+    max_seconds: float = field(default=240.0, metadata={"help": "Stop training after this many seconds in any case."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, order of images, and samples."})
 
 
@@ -74,7 +74,7 @@ def seconds_per_step(bf16: bool, torch_compile: bool) -> float:
 
 
 def fastest_settings() -> dict[str, bool]:
-    """`bf16` if the processor has it, `torch_compile` if that works here and is faster, found by trying."""
+    """`bf16` if the processor supports it; `torch_compile` if it works here and is faster, which is tried."""
     bf16 = has_fast_bfloat16("cpu")
     trials = [{"bf16": bf16, "torch_compile": False}]
     if shutil.which("g++") or shutil.which("clang++"):

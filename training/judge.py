@@ -1,12 +1,12 @@
 r"""
-How many samples of a class-conditional model a classifier takes for the class they were drawn for.
+The share of samples of a class-conditional model that a classifier takes for the class they were drawn for.
 
     python training/judge.py --model runs/mnist_pixelcnn_pp --classifier model_cards/gated-pixelcnn-mnist-binary
 
-Both are folders or Hub ids; the classifier is any class-conditional model of this package, by Bayes' rule, with the
-same classes. It sees the pictures through its own image processor, so its levels may be others. Classes are drawn in
-turn. The share of real images that the classifier gets right (`training/score.py --classify true`) is about the most to
-expect.
+Both are folders or Hub ids. The classifier is any class-conditional model of this package with the same classes, by
+Bayes' rule. It sees the pictures through its own image processor, so its levels may differ. The images drawn are of all
+classes in turn. The share of real images that the classifier gets right (`training/score.py --classify true`) is about
+the most to expect.
 """
 
 from dataclasses import dataclass, field
@@ -33,9 +33,9 @@ class JudgeArguments:
     num_images: int = field(default=1000, metadata={"help": "Images to draw, of the classes in turn."})
     seed: int = field(default=0, metadata={"help": "Seed of the images."})
     guidance_scale: float = field(default=1.0, metadata={"help": "As in `generate`; 1 is the model itself."})
-    batch_size: int = field(default=100, metadata={"help": "Images in work at a time."})
-    device: str | None = field(default=None, metadata={"help": "By default an accelerator if there is one."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write the result to."})
+    batch_size: int = field(default=100, metadata={"help": "Images drawn or judged at once."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
 
 
 @one_line_errors

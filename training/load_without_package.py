@@ -1,11 +1,11 @@
 r"""
-Load a saved model as somebody does who does not have the package: transformers runs the source files in the folder.
+Load a saved model as somebody without the package would: transformers runs the source files in the folder.
 
     python -I training/load_without_package.py FOLDER QUESTION ANSWER
 
-`publish.py` runs this in a fresh process. QUESTION is a safetensors file with `pixel_values`, perhaps `class_ids`, and
-`num_threads`; ANSWER becomes one with the `logits` of these images, one image drawn with seed 0 (`levels`), and, if the
-folder has an image processor, its pixels (`pixels`).
+`publish.py` runs this in a fresh process. QUESTION is a safetensors file with `pixel_values`, `num_threads` and, for a
+conditional model, `class_ids`. ANSWER becomes one with the `logits` of these images, one image drawn with seed 0
+(`levels`) and, if the folder has an image processor, its pixels (`pixels`).
 """
 
 import sys

@@ -1,5 +1,5 @@
 r"""
-Tell images of one data set from those of another by a model of the first: a table of scores and their AUROC.
+Tell images of one data set from those of another with a model of the first: a table of scores and their AUROC.
 
     python training/outliers.py --model runs/fashion_pixelcnn_pp --background runs/fashion_background \
         --in_dataset zalando-datasets/fashion_mnist --out_dataset ylecun/mnist --output outliers.json
@@ -16,7 +16,7 @@ Every score is high where an image looks like an outlier; x is an image, log p(x
 - typicality: |log p(x) - mean of log p over `--typical_split`|, images that the model was trained on
   (Nalisnick et al. 2019b, https://huggingface.co/papers/1906.02994, section 3.1, for one image).
 
-AUROC is the probability that an outlier scores higher than an image of the first data set, ties counted half, over all
+AUROC is the probability that an outlier scores higher than an image of the first data set, ties counting half, over all
 pairs; 0.5 is chance. A conditional model scores images without their class (class -1, which needs class dropout).
 """
 
@@ -55,7 +55,9 @@ class OutlierArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a model of the first data set, with image processor."})
     in_dataset: str = field(metadata={"help": "The data set that the model knows: an id on the Hub or a folder."})
     out_dataset: str = field(metadata={"help": "The data set of outliers."})
-    background: str | None = field(default=None, metadata={"help": "Model of corrupted images, for likelihood ratio."})
+    background: str | None = field(
+        default=None, metadata={"help": "Model of corrupted images, for the likelihood ratio."}
+    )
     in_split: str = field(default="test", metadata={"help": "Split or expression, e.g. test[:2000]."})
     out_split: str = field(default="test", metadata={"help": "Split or expression."})
     typical_split: str = field(
@@ -70,7 +72,7 @@ class OutlierArguments:
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
     r"""
-    Probability that a score of `outside` is above one of `inside`, ties counted half: exact, over all pairs.
+    Probability that a score of `outside` is above one of `inside`, ties counting half: exact, over all pairs.
 
     Args:
         inside (`np.ndarray` of shape `(n,)`), outside (`np.ndarray` of shape `(m,)`): Scores.
@@ -91,7 +93,7 @@ def shortest_bits(image: Image.Image) -> int:
 
 
 def collate_without_class(items: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch as `collate_levels` makes it, of class -1."""
+    """A batch as [`collate_levels`] makes it, with class -1 for all images."""
     batch = collate_levels(items)
     return batch | {"class_ids": torch.full((len(items),), -1)}
 
@@ -109,7 +111,7 @@ def measure(images: LevelDataset, model, background, processor, batch_size: int)
 
 
 def outlier_scores(measures: dict[str, np.ndarray], typical_nats: float) -> dict[str, np.ndarray]:
-    """The scores of the module's docstring, by name, of what [`measure`] returns."""
+    """The scores that the module's docstring explains, by name, from what [`measure`] returns."""
     nats = measures["nats"]
     scores = {"log-likelihood": nats}
     if "background" in measures:
@@ -120,7 +122,7 @@ def outlier_scores(measures: dict[str, np.ndarray], typical_nats: float) -> dict
 
 
 def load_models(args: OutlierArguments, device: torch.device):
-    """Model, background model (or `None`) and image processor, checked to be about the same levels."""
+    """Model, background model (or `None`) and image processor, after a check that they share their levels."""
     model, processor = load_model(args.model)
     if processor is None:
         raise InputError(f"{args.model} has no image processor: codes have no files whose length could be compared.")

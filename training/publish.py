@@ -6,11 +6,11 @@ Publish a trained model: write the folder that goes to the Hub, check it, push i
 
 The folder (`--output_dir`, by default `<model>/hub`) holds weights, configs, the source files that make it work
 without the package, `results.json`, `samples.png`, the recipe, and a model card made from these. It is loaded in a
-fresh process that cannot import the package, and must give the same logits and the same drawn image, bit for bit. Only
-then is it pushed, in one commit, which also removes files that the repository has from an earlier version; files that
-did not change are not uploaded again. `--dry_run true` stops before the push, and so does a missing `--repo_id`: the
-folders in `model_cards/` were written that way. With `--output_dir` the model's own folder, if that was written by this
-script, code and card are brought up to date (`make cards`). A token comes from `hf auth login` or HF_TOKEN.
+fresh process that cannot import the package, and must give the same logits and draw the same image, bit for bit. Only
+then is it pushed, in one commit, which also removes files of an earlier version; files that did not change are not
+uploaded again. `--dry_run true` stops before the push, and so does a missing `--repo_id`, as for the folders in
+`model_cards/`. If `--output_dir` is the model's own folder, as this script wrote it, code and card are brought up
+to date (`make cards`). The token comes from `hf auth login` or HF_TOKEN.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ class PublishArguments(FolderArguments):
     repo_id: str | None = field(default=None, metadata={"help": "Where to push: USER/NAME or ORGANISATION/NAME."})
     dry_run: bool = field(default=False, metadata={"help": "Write and check the folder, and push nothing."})
     private: bool = field(default=False, metadata={"help": "Make the repository a private one."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to push to, made if there is none."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if it does not exist."})
     commit_message: str = field(default="Publish the model", metadata={"help": "Title of the commit."})
 
 
 @contextlib.contextmanager
 def hub_errors(repo_id: str):
-    """What the Hub answers, as one line that says what to do."""
+    """Turn an error that the Hub answers into one line that says what to do."""
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -57,7 +57,7 @@ def push_folder(folder: Path, args: PublishArguments) -> str:
     Make the repository hold what `folder` holds, in one commit.
 
     Returns:
-        `str`: Url of the commit; of the last one, if nothing had changed.
+        `str`: URL of the commit; of the last one if nothing had changed.
     """
     api = HfApi()
     with hub_errors(args.repo_id):

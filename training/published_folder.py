@@ -24,7 +24,7 @@ from hf_pixelcnn import FAMILIES, PixelCNNImagePipeline
 from hf_pixelcnn.training import InputError, draw_samples, load_model, model_card, write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
-PRIVATE = re.compile(  # absolute paths, homes and parents; tokens; credentials and users of remotes
+PRIVATE = re.compile(  # absolute paths, home and parent folders; tokens; credentials and user names in URLs
     r"""(^|[\s=,;\[({"'])(/\w|~|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|hf_[A-Za-z0-9]{20,}|://[^/\s]*@|\w@[\w.-]+:"""
 )
 WRITTEN = ("README.md", "*.json", "model*.safetensors", "*.py", "samples.png", "recipe.yaml")
@@ -66,7 +66,7 @@ def read_results(folder: Path, dataset: str | None) -> dict:
 
 
 def check_public(what: str, text: str):
-    """Raise if `text` holds a path of one machine, a user's name in one, or what looks like a secret."""
+    """Raise if `text` holds a path on this machine, the name of a user, or what looks like a secret."""
     if PRIVATE.search(text):
         raise InputError(
             f"{what} holds {text.strip()!r}: a path of this machine, or a secret. Put a public name in its place."
@@ -75,14 +75,14 @@ def check_public(what: str, text: str):
 
 def portable_command(command: str, names: dict[str, str]) -> str:
     r"""
-    A training command as anybody may read it, and run it in a checkout of the project.
+    A training command that anybody may read, and run in a checkout of the project.
 
     Args:
         command (`str`): As the run wrote it down.
-        names (`dict`): Words to write in place of others, such as a data set's id in place of a folder.
+        names (`dict`): Words to replace, such as a folder by the id of its data set.
 
     Raises:
-        InputError: If it holds a path of one machine or what looks like a token.
+        InputError: If it holds a path on this machine or what looks like a secret.
     """
     words = []
     try:
@@ -100,7 +100,7 @@ def portable_command(command: str, names: dict[str, str]) -> str:
 
 
 def read_recipe(folder: Path, given: str | None) -> str | None:
-    """Text of the recipe of a run, `None` if it had none."""
+    """The text of the recipe of a run; `None` if it had none."""
     path = Path(given) if given else folder / "recipe.yaml"
     if not given and not path.exists():
         return None
@@ -118,15 +118,15 @@ def read_recipe(folder: Path, given: str | None) -> str | None:
 
 def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArguments) -> PreTrainedModel:
     r"""
-    Write all that goes to the Hub.
+    Write everything that goes to the Hub.
 
     Args:
-        folder (`Path`): Where to; empty.
+        folder (`Path`): Where to write; an empty folder.
         place (`str`), is_on_hub (`bool`): See [`model_card`].
-        args ([`FolderArguments`]): What to.
+        args ([`FolderArguments`]): What to write.
 
     Returns:
-        The model, as loaded from `args.model`.
+        The model that was loaded from `args.model`.
     """
     source = Path(args.model)
     results, recipe = read_results(source, args.dataset), read_recipe(source, args.recipe)
@@ -135,7 +135,7 @@ def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArgument
         raise InputError(f"{args.model} is a {model.config.model_type}, not one of {', '.join(FAMILIES)}.")
     if processor is None:
         model.save_pretrained(folder, max_shard_size=args.max_shard_size)
-    else:  # writes what `pipeline(model=..., trust_remote_code=True)` needs, too
+    else:  # also writes what `pipeline(model=..., trust_remote_code=True)` needs
         PixelCNNImagePipeline(model, image_processor=processor, device="cpu").save_pretrained(
             folder, max_shard_size=args.max_shard_size
         )
@@ -159,10 +159,10 @@ def check_folder(folder: Path, model: PreTrainedModel):
 
     Args:
         folder (`Path`): What [`write_folder`] wrote.
-        model: The model that it must hold, on the CPU.
+        model: The model that the folder must hold, on the CPU.
 
     Raises:
-        InputError: If it does not load there, or gives other logits or another image.
+        InputError: If the folder cannot be loaded there, or gives other logits or another image.
     """
     config = model.eval().config
     shape = (2, config.num_channels, *config.image_size)

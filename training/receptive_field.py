@@ -4,8 +4,8 @@ Draw what the prediction of one pixel depends on, for several models side by sid
     python training/receptive_field.py --output field.png
     python training/receptive_field.py --models runs/small runs/large --output field.png
 
-Each panel shows the surroundings of a predicted pixel, as far as the model sees: its receptive field, the past beyond
-it, and its blind spot, the part of the past that lies between but is not seen.
+Each panel shows the surroundings of a predicted pixel as far as the model sees: its receptive field, the past beyond
+it, and its blind spot, the part of the past that lies within reach but is not seen.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class ReceptiveFieldArguments:
 
 
 def unclipped_field(config, channel: int) -> torch.Tensor:
-    """The field of a pixel with one pixel more than it sees above and on both sides: bool `(n + 1, 2 n + 1)`."""
+    """The field of a pixel, with a margin of one pixel above and on both sides: bool `(n + 1, 2 n + 1)`."""
     margin = 4
     while True:
         config.image_size = [margin + 1, 2 * margin + 1]
@@ -51,7 +51,7 @@ def unclipped_field(config, channel: int) -> torch.Tensor:
 
 
 def regions(seen: torch.Tensor) -> torch.Tensor:
-    """Index into `REGIONS` of each pixel around the middle of the last row: `(n + 1, 2 n + 1)`."""
+    """The region of each pixel around the middle of the last row, as indices into `REGIONS`: `(n + 1, 2 n + 1)`."""
     height, width = seen.shape
     middle = width // 2
     past = torch.arange(height * width).view(height, width) < (height - 1) * width + middle

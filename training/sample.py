@@ -1,5 +1,5 @@
 r"""
-Draw images from a model, or complete the images of a data set, as one picture.
+Draw images from a model, or complete images of a data set, and save them as one picture.
 
     python training/sample.py --model runs/mnist_pixelcnn --num_images 64 --seed 0 --output samples.png
     python training/sample.py --model runs/mnist_pixelcnn --complete ylecun/mnist --split "test[:8]" --num_images 6
@@ -10,9 +10,9 @@ Several processes share the work, and draw the same images as one:
     accelerate launch --num_processes 2 training/sample.py --model runs/mnist_pixelcnn --num_images 64
 
 A picture of completions has a row for each image: the image, what is given of it, and `--num_images` completions.
-`--mask` says what is given: `upper` or `left`, half of the image, or `upper:10` or `left:10`, so many rows or columns;
-`box`, all but the middle, or `box:TOP,LEFT,HEIGHT,WIDTH`, all but that box; or a picture whose light pixels are given.
-Where something is given below or to the right of what is drawn, `--num_resamples` makes completions heed it.
+`--mask` says what is given: `upper` or `left`, half of the image; `upper:10` or `left:10`, ten rows or columns; `box`,
+all but the middle, or `box:TOP,LEFT,HEIGHT,WIDTH`, all but that box; or a picture, whose light pixels are given. Where
+something is given below or to the right of what is drawn, `--num_resamples` makes the completions fit it.
 """
 
 from dataclasses import dataclass, field
@@ -49,16 +49,18 @@ class SamplingArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the noise; the same seed draws the same images."})
     class_id: str | None = field(
         default=None,
-        metadata={"help": "Class of all images, by name or number; by default all in turn, or the given images' own."},
+        metadata={"help": "Class of all images, by name or number; by default all in turn, or those of given images."},
     )
     image_size: int | None = field(default=None, metadata={"help": "Height and width; by default the model's."})
-    batch_size: int = field(default=64, metadata={"help": "Images drawn at once; changes nothing but the time."})
-    columns: int | None = field(default=None, metadata={"help": "Images in a row of the picture."})
+    batch_size: int = field(default=64, metadata={"help": "Images drawn at once; changes only the time."})
+    columns: int | None = field(default=None, metadata={"help": "Images per row of the picture."})
     sampler: str = field(default="cached", metadata={"help": "How to draw, see `generate`."})
     temperature: float | None = field(default=None, metadata={"help": "Divides the log-probabilities."})
-    top_k: int | None = field(default=None, metadata={"help": "Keep the most probable levels only; 0 keeps all."})
+    top_k: int | None = field(default=None, metadata={"help": "Keep only the most probable levels; 0 keeps all."})
     top_p: float | None = field(default=None, metadata={"help": "Keep the smallest set with this probability."})
-    min_p: float | None = field(default=None, metadata={"help": "Keep levels with this share of the highest one."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "Keep levels with at least this share of the highest probability."}
+    )
     guidance_scale: float | None = field(
         default=None, metadata={"help": "How strongly images show their class; 1 is the model itself."}
     )
@@ -83,7 +85,7 @@ def draw_share(model, num_images: int, generator: torch.Generator, **request) ->
         request: Further arguments of `generate`; tensors hold all images.
 
     Returns:
-        `torch.LongTensor` `(num_images, channels, height, width)`, all images, in every process; and their effective
+        In every process, all images, `torch.LongTensor` `(num_images, channels, height, width)`, and their effective
         sample sizes, `torch.FloatTensor` `(num_images,)`, 1 without `num_resamples`.
     """
     state = PartialState()
@@ -112,7 +114,7 @@ def draw_share(model, num_images: int, generator: torch.Generator, **request) ->
 
 
 def read_mask(word: str, height: int, width: int) -> torch.Tensor:
-    """What `--mask` says is given of images of this size, `torch.BoolTensor` `(height, width)`."""
+    """Where pixels are given, as `--mask` says for images of this size: `torch.BoolTensor` `(height, width)`."""
     name, _, numbers = word.partition(":")
     defaults = {"upper": [height // 2], "left": [width // 2], "box": [height // 4, width // 4, height // 2, width // 2]}
     if name not in defaults:
@@ -142,7 +144,7 @@ def read_picture_of_mask(path: str, height: int, width: int) -> torch.Tensor:
 
 
 class Given(NamedTuple):
-    """Images to complete: levels, what of them is known `(height, width)`, and their classes if these are needed."""
+    """Images to complete: their levels, where these are known `(height, width)`, and their classes, if needed."""
 
     levels: torch.Tensor
     known: torch.Tensor
@@ -151,7 +153,7 @@ class Given(NamedTuple):
 
 def read_given(args: SamplingArguments, config, processor) -> Given:
     """The images of `--complete`."""
-    with_classes = config.num_classes > 0 and args.class_id is None  # those of the data set
+    with_classes = config.num_classes > 0 and args.class_id is None  # the data set has them
     rows = load_split(args.complete, args.split, None, args.cache_dir)
     images = LevelDataset(rows, config.num_levels, processor, with_classes=with_classes)
     batch = collate_levels([images[index] for index in range(len(images))])
@@ -185,7 +187,7 @@ def choose_classes(args: SamplingArguments, config, given: Given | None, total: 
 def request_for(
     args: SamplingArguments, given: Given | None, class_ids: torch.Tensor | None, device: torch.device
 ) -> dict:
-    """What `generate` is asked for, except the number of images and the noise."""
+    """The arguments of `generate`, except the number of images and the noise."""
     request = {"sampler": args.sampler, "image_size": args.image_size, "max_batch_size": args.batch_size}
     for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale", "num_resamples"):
         if getattr(args, name) is not None:
@@ -208,7 +210,7 @@ def draw_picture(args: SamplingArguments, config, processor, given: Given | None
 
 
 def check_arguments(args: SamplingArguments):
-    """Raise if an argument has no meaning."""
+    """Raise if an argument has a value that cannot be used."""
     for name in ("num_images", "batch_size", "columns", "image_size"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -4,7 +4,7 @@ Score a model on a whole split: bits per dimension, nats per dimension and nats 
     python training/score.py --model runs/mnist_pixelcnn --dataset ylecun/mnist --split test --output results.json
 
 `--model` is a folder or an id on the Hub; its own image processor makes the levels. With stochastic binarisation the
-draw of each image depends on `--seed` and its place in the split alone, and `--num_binarizations 10` scores ten draws:
+draw of each image depends only on `--seed` and its place in the split, and `--num_binarizations 10` scores ten draws:
 their mean, and the standard deviation between them.
 
     --per_class true          a table of the scores of each class of the data set
@@ -62,9 +62,9 @@ class EvaluationArguments:
     num_binarizations: int = field(
         default=1, metadata={"help": "Stochastic binarisations of each image, whose scores are averaged."}
     )
-    per_class: bool = field(default=False, metadata={"help": "Score the images of each class by themselves, too."})
+    per_class: bool = field(default=False, metadata={"help": "Also score the images of each class by themselves."})
     heat_map: str | None = field(default=None, metadata={"help": "Picture to write: where images are surprising."})
-    num_heat_maps: int = field(default=16, metadata={"help": "How many images it shows, the first of the split."})
+    num_heat_maps: int = field(default=16, metadata={"help": "How many images it shows, from the start of the split."})
     classify: bool = field(default=False, metadata={"help": "Classify the images by Bayes' rule."})
     class_temperature: float | None = field(
         default=None, metadata={"help": "With --classify: divides the log-probabilities of classes."}
@@ -73,7 +73,7 @@ class EvaluationArguments:
 
 
 def check_arguments(args: EvaluationArguments):
-    """Raise if an argument has no meaning, alone or with the others."""
+    """Raise if an argument has a value that cannot be used, alone or with the others."""
     if args.dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}.")
     for name in ("batch_size", "num_binarizations", "num_heat_maps"):
@@ -96,7 +96,7 @@ def draw_surprise(model, processor, images: LevelDataset, count: int, path: str)
 
 
 def load_images(args: EvaluationArguments, config, processor) -> tuple[Dataset, LevelDataset]:
-    """The rows of the split, and their levels, checked to be what the model and the arguments are about."""
+    """The rows of the split and their levels, after a check that they go with the model and the arguments."""
     rows = load_split(args.dataset, args.split, args.dataset_config, args.cache_dir)
     is_conditional = config.num_classes > 0
     images = LevelDataset(
@@ -116,12 +116,12 @@ def load_images(args: EvaluationArguments, config, processor) -> tuple[Dataset, 
 
 
 def score_split(model, images: LevelDataset, args: EvaluationArguments) -> tuple[torch.Tensor, dict]:
-    """Nats of each image, the mean over all draws of the levels; and the results for the whole split, also printed."""
+    """Nats of each image, averaged over all draws, and the results of the whole split, which are also printed."""
     start, draws = time.perf_counter(), []
     for epoch in range(args.num_binarizations):
         images.set_epoch(epoch)
         draws.append(split_nats(model, images, args.batch_size, collate_levels))
-    images.set_epoch(0)  # which pictures and classes are about
+    images.set_epoch(0)  # the one that pictures and classes are about
     draws = torch.stack(draws)
     nats = draws.mean(dim=0)
     dims = images[0]["pixel_values"].size
@@ -134,7 +134,7 @@ def score_split(model, images: LevelDataset, args: EvaluationArguments) -> tuple
         f"in {results['seconds']:.1f} s"
     )
     if args.num_binarizations > 1:
-        spread = metrics_of(draws.sum(dim=1).std().item(), **counts)  # between the splits drawn
+        spread = metrics_of(draws.sum(dim=1).std().item(), **counts)  # between the draws of the split
         results["std_of_binarizations"] = spread
         print(
             f"mean of {args.num_binarizations} draws; standard deviation between them: "

@@ -1,18 +1,18 @@
 r"""
-Train an image model on a data set of the Hub or of a local folder.
+Train an image model on a data set from the Hub or a local folder.
 
     python training/train.py --config training/configs/mnist_pixelcnn_binary.yaml --output_dir runs/mnist_pixelcnn
 
-A recipe holds values for any of the arguments below (`--help`), which the command line overrides. Two processes:
+A recipe holds values for any of the arguments (`--help`); the command line overrides them. With two processes:
 
     torchrun --nproc_per_node 2 training/train.py --config ... --output_dir ...
 
-With `--generative_weight` a class-conditional model is trained as a classifier by Bayes' rule; it remains a model of
-images, whose likelihood is what is evaluated (`training/score.py --classify true` tells how well it classifies).
+With `--generative_weight` a class-conditional model is trained as a classifier by Bayes' rule. It remains a model of
+images, and its likelihood is what is evaluated (`training/score.py --classify true` tells how well it classifies).
 
-The output folder gets the model (with `--ema_decay`, the averaged one) and its image processor, loadable with
-`AutoModel` and `AutoImageProcessor`, `results.json` (the score of the whole evaluation split, computed from the saved
-files in float32), `recipe.yaml`, `samples.png`, `loss_curve.png`, and a `checkpoint-N` for each epoch, from which
+The output folder gets the model (with `--ema_decay`, the averaged one) and its image processor, to be loaded with
+`AutoModel` and `AutoImageProcessor`; `results.json`, the score of the whole evaluation split, computed in float32 from
+the saved files; `recipe.yaml`, `samples.png`, `loss_curve.png`; and a `checkpoint-N` for each epoch, from which
 `--resume_from_checkpoint last` continues exactly. A folder that holds another run is left alone.
 """
 
@@ -56,7 +56,7 @@ from hf_pixelcnn.training import (
     write_json,
 )
 
-INIT_IMAGES = 64  # that weight-normalised layers are fitted to before training
+INIT_IMAGES = 64  # to which weight-normalised layers are fitted before training
 OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png", "loss_curve.png")
 
 
@@ -67,7 +67,7 @@ def field_names(config_class: type) -> set[str]:
 
 def config_options(known: set[str]) -> list[tuple]:
     r"""
-    An option for every field of the config of every family, as fields of a dataclass; `None` means not given.
+    Options for every field of the configs of all families, as fields of a dataclass; `None` means not given.
 
     Args:
         known (`set[str]`): Fields that have an option of their own.
@@ -92,11 +92,12 @@ class DataArguments:
     class_column: str | None = field(default=None, metadata={"help": "Column of classes, if there are several."})
     binarization: str | None = field(
         default=None,
-        metadata={"help": "Make two levels: threshold, or stochastic (drawn anew in each epoch)."},
+        metadata={"help": "Make two levels: threshold or stochastic (drawn anew in each epoch)."},
     )
     threshold: int | None = field(default=None, metadata={"help": "The highest pixel that becomes level 0."})
     center_crop: bool = field(
-        default=False, metadata={"help": "Cut the largest middle part with the aspect of --image_size, then resize."}
+        default=False,
+        metadata={"help": "Cut out the largest centred part with the aspect ratio of --image_size, then resize it."},
     )
     class_dropout: float = field(
         default=0.0,
@@ -104,11 +105,11 @@ class DataArguments:
     )
     mutation_rate: float = field(
         default=0.0,
-        metadata={"help": "Probability of showing a level drawn from all alike, for a background model."},
+        metadata={"help": "Probability of showing a level drawn uniformly, for a background model."},
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read the training images while they are used and store none; needs --max_steps."},
+        metadata={"help": "Read the training images as they are used, and store none; needs --max_steps."},
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
     num_samples: int = field(default=64, metadata={"help": "Images in samples.png."})
@@ -126,11 +127,11 @@ class ChosenArguments:
         default=False, metadata={"help": "Condition the model on the classes of the data set."}
     )
     image_size: int | None = field(default=None, metadata={"help": "Height and width to resize images to."})
-    num_channels: int | None = field(default=None, metadata={"help": "1 or 3; by default as the first image has."})
-    num_levels: int | None = field(default=None, metadata={"help": "By default 2 with binarization, else 256."})
+    num_channels: int | None = field(default=None, metadata={"help": "1 or 3; by default those of the first image."})
+    num_levels: int | None = field(default=None, metadata={"help": "By default 2 with --binarization, else 256."})
     generative_weight: float | None = field(
         default=None,
-        metadata={"help": "Train a classifier: weight of the likelihood of an image, against that of its class."},
+        metadata={"help": "Train a classifier: weight of the likelihood of the image against that of its class."},
     )
 
 
@@ -170,7 +171,7 @@ def find_checkpoint(args: PixelCNNTrainingArguments) -> str | None:
 
 
 def new_processor(data_args: DataArguments, model_args: ModelArguments, rows: Dataset | IterableDataset, column: str):
-    """The image processor that these arguments and the first image of a data set describe."""
+    """The image processor that the arguments and the first image of the data set describe."""
     options = {
         "num_channels": model_args.num_channels or num_channels_of(next(iter(rows))[column]),
         "num_levels": model_args.num_levels or (2 if data_args.binarization else 256),
@@ -196,7 +197,7 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
     Args:
         args ([`ModelArguments`]): Family and fields of its config.
         names (`list[str]`, *optional*): Names of the classes of a conditional model.
-        given: Fields that the data decide.
+        given: Fields that the data determine.
     """
     family = args.model_type or "pixelcnn"
     if family not in FAMILIES:
@@ -219,7 +220,7 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
 
 
 class Rows(NamedTuple):
-    """Both splits, the column that is modelled, and whether it holds codes instead of images."""
+    """The rows of both splits, the column that is modelled, and whether it holds codes instead of images."""
 
     train: Dataset | IterableDataset
     evaluation: Dataset
@@ -243,7 +244,7 @@ def load_rows(args: DataArguments) -> Rows:
         for split in (args.train_split, args.eval_split)
     )
     if args.streaming:
-        evaluation = stored(evaluation)  # is read again and again
+        evaluation = stored(evaluation)  # it is read again and again
     return Rows(train, evaluation, *find_image_column(train.features, args.image_column))
 
 
@@ -251,7 +252,7 @@ def start_of_saved(args: ModelArguments) -> Start:
     """The model and image processor of `--model_name_or_path`."""
     model, processor = load_model(args.model_name_or_path)
     if args.generative_weight is not None:
-        options = {"generative_weight": args.generative_weight, "dropout": 0.0}  # as its class asks for
+        options = {"generative_weight": args.generative_weight, "dropout": 0.0}  # what a classifier is trained with
         model = load_classifier(args.model_name_or_path, **options)
     is_conditional = model.config.num_classes > 0
     if args.class_conditional and not is_conditional:
@@ -296,7 +297,7 @@ def settle_classes(data_args: DataArguments, model_args: ModelArguments, rows: R
     expected = start.model.config.num_classes if start.model else model_args.num_classes
     if expected and expected != len(names):
         raise InputError(f"the model has {expected} classes, column {column!r} has {len(names)}.")
-    if start.model and isinstance(rows.train.features[column], ClassLabel):  # as the images are called from now on
+    if start.model and isinstance(rows.train.features[column], ClassLabel):  # the names that count from now on
         rename_classes(start.model.config, names)
     return names
 
@@ -304,7 +305,7 @@ def settle_classes(data_args: DataArguments, model_args: ModelArguments, rows: R
 def image_sets(
     args: DataArguments, rows: Rows, start: Start, seed: int
 ) -> tuple[LevelDataset | LevelStream, LevelDataset]:
-    """Levels to train on and to evaluate."""
+    """Data sets of levels, for training and for evaluation."""
     settings = {
         "num_levels": start.num_levels,
         "processor": start.processor,
@@ -358,7 +359,7 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
 
 
 def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
-    """Raise if arguments cannot go together, or were given that would have no effect."""
+    """Raise if arguments have values that cannot be used, do not go together, or would have no effect."""
     is_classifier = model_args.generative_weight is not None
     sees_all = "cannot go with --generative_weight: a classifier sees what is there."
     for is_wrong, message in (
@@ -394,7 +395,7 @@ def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: 
 
 
 def check_nothing_new(data_args: DataArguments, model_args: ModelArguments):
-    """Raise if an argument describes a new model or image processor, although both are given."""
+    """Raise if an argument describes a new model or image processor although saved ones are given."""
     kept = ("model_name_or_path", "class_conditional", "generative_weight")
     given = [name for name, value in asdict(model_args).items() if name not in kept and value is not None]
     given += [name for name in ("binarization", "threshold") if getattr(data_args, name) is not None]
@@ -416,7 +417,7 @@ def check_same_model(model: PreTrainedModel, checkpoint: str):
 def results_of(
     data_args: DataArguments, model_args: ModelArguments, trainer: PixelCNNTrainer, scores: dict[str, float]
 ) -> dict:
-    """What `results.json` says of the data, the run and its score."""
+    """What `results.json` says about the data, the run and its score."""
     results = {"dataset": data_args.dataset, "split": data_args.eval_split}
     for name in ("num_images", "num_dims", "bits_per_dim", "nats_per_dim", "nats_per_image"):
         results[name] = scores[name]
@@ -460,12 +461,12 @@ def main(arguments: list[str] | None = None):
     training_seconds = time.perf_counter() - start
     trainer.save_model()
     is_main = trainer.is_world_process_zero()
-    trainer.accelerator.wait_for_everyone()  # none leaves while the main process still writes
+    trainer.accelerator.wait_for_everyone()  # no process ends while the main one still writes
     trainer.accelerator.end_training()
     if not is_main:
         return
 
-    # From here on with the saved files alone: the numbers belong to what others will load.
+    # From here on only the saved files are used: the numbers belong to what others will load.
     output = Path(args.output_dir)
     if parser.recipe is not None:
         (output / "recipe.yaml").write_text(parser.recipe, encoding="utf-8")

@@ -1,5 +1,5 @@
 r"""
-What models are trained and scored with: data sets of levels, a `Trainer`, exact scores, pictures and records.
+What models are trained and scored with: data sets of levels, a `Trainer`, exact scores, pictures, records and cards.
 
 Needs the extra `train`: `pip install "hf_pixelcnn[train]"`.
 

@@ -11,7 +11,7 @@ from ..image_processing_causal_image import PixelCNNImageProcessor
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 TASK = "unconditional-image-generation"
-METRICS = {  # of results.json: their names, and digits that are worth giving
+METRICS = {  # keys in results.json: names, and digits worth giving
     "bits_per_dim": ("bits per dimension", 4),
     "nats_per_dim": ("nats per dimension", 4),
     "nats_per_image": ("nats per image", 2),
@@ -28,7 +28,7 @@ def model_card(
     license: str,
 ) -> ModelCard:
     r"""
-    The card of a published model. It claims nothing that `results` does not hold.
+    The card of a published model. It claims nothing beyond `results`.
 
     Args:
         place (`str`): What the card gives to `from_pretrained`; its last part is the name of the model.

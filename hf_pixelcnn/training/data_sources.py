@@ -19,9 +19,9 @@ def load_split(
         dataset (`str`): Id on the Hub, local folder, or folder written by `Dataset.save_to_disk`.
         split (`str`): Split or expression, e.g. `train`, `train[:50000]`, `train[50000:]`, `train+test`.
         config_name (`str`, *optional*): Configuration of a data set that has several.
-        cache_dir (`str`, *optional*): Where `datasets` keeps its files, instead of its usual place.
-        streaming (`bool`): Read the rows while they are used, in place of storing them. `split` is then a name, or a
-            range as in `train[100:200]`.
+        cache_dir (`str`, *optional*): Where `datasets` keeps its files, if not in the usual place.
+        streaming (`bool`): Read the rows as they are used, instead of storing them. `split` is then a name or a range,
+            as in `train[100:200]`.
 
     Raises:
         InputError: If the data set or the split does not exist, or the split is empty.
@@ -33,7 +33,7 @@ def load_split(
             rows = _load_saved_split(dataset, split)
         else:
             rows = datasets.load_dataset(dataset, config_name, split=split, cache_dir=cache_dir)
-    except Exception as error:  # whatever a Hub client, a file format or a split expression may raise
+    except Exception as error:  # a Hub client, a file format or a split expression may raise anything
         raise InputError(f"cannot load split {split!r} of data set {dataset!r}: {error}") from error
     if len(rows) == 0:
         raise InputError(f"split {split!r} of data set {dataset!r} is empty.")
@@ -59,7 +59,7 @@ def _load_stream(dataset: str, split: str, config_name: str | None) -> datasets.
 
 
 def stored(rows: datasets.IterableDataset) -> datasets.Dataset:
-    """All rows of a stream, in memory, their images as compressed as they came."""
+    """All rows of a stream, in memory; images stay compressed."""
     return datasets.Dataset.from_list(list(rows.decode(False)), features=rows.features)
 
 
@@ -84,11 +84,11 @@ def _is_code_grid(feature) -> bool:
 
 def find_image_column(features: datasets.Features, name: str | None = None) -> tuple[str, bool]:
     r"""
-    The column to model, by its type: the only `Image`, or else the only column of 2-D arrays of integers.
+    The column to model, chosen by type: the only `Image` column, else the only one of 2-D arrays of integers.
 
     Args:
         features (`datasets.Features`): Columns of the data set.
-        name (`str`, *optional*): A column to take if there are several.
+        name (`str`, *optional*): The column to take, if there are several.
 
     Returns:
         `(str, bool)`: Its name, and whether it holds codes (integers that are levels already).
@@ -111,7 +111,7 @@ def find_image_column(features: datasets.Features, name: str | None = None) -> t
 
 def find_class_column(features: datasets.Features, name: str | None = None) -> str:
     r"""
-    The column of classes: the only `ClassLabel`, or the integer column called `name`.
+    The column of classes: the only `ClassLabel` column, or the integer column called `name`.
 
     Raises:
         InputError: If there is no such column, or several and none was named.
@@ -146,5 +146,5 @@ def class_names(rows: datasets.Dataset | datasets.IterableDataset, column: str) 
 
 
 def num_channels_of(image: Image.Image) -> int:
-    """1 for a grey or black-and-white image, with or without transparency, 3 for any other, so one with a palette."""
+    """1 for a grey or black-and-white image, with or without transparency; 3 for any other, palettes included."""
     return 1 if image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16") else 3

@@ -3,8 +3,8 @@ Data sets of images (or of codes) as integer levels.
 
 Images are decoded and turned into levels once, in batches, by the model's image processor; `datasets` caches the result
 in a file, which is then read in place. Only what must change from epoch to epoch (stochastic binarisation, class
-dropout, mutations) is done when an image is asked for, with numbers that depend on the seed, the epoch and the image
-alone: not on the order of images, the number of workers, or where a run was interrupted. A data set that is too large
+dropout, mutations) is done when an image is asked for, with numbers that depend only on the seed, the epoch and the
+image: not on the order of images, the number of workers, or where a run was interrupted. A data set that is too large
 to be stored can be streamed.
 """
 
@@ -22,18 +22,18 @@ from .data_sources import columns_of, find_class_column, find_image_column
 from .errors import InputError
 
 LEVELS = "levels"
-SHUFFLE_BUFFER = 10_000  # images of a stream in memory, among which the next one is chosen
+SHUFFLE_BUFFER = 10_000  # images of a stream in memory, from which the next one is chosen
 
 
 def check_seed(seed: int):
-    """Raise unless numpy takes the seed."""
+    """Raise unless numpy accepts the seed."""
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed must be 0 ... {2**32 - 1}, got {seed}.")
 
 
 @contextlib.contextmanager
 def _damage_as_input_error(column: str):
-    """Images that cannot be decoded or made levels of are a matter of the data, not of the program."""
+    """An image that cannot be decoded, or made into levels, is the fault of the data, not of the program."""
     try:
         yield
     except (OSError, SyntaxError, TypeError, ValueError) as error:
@@ -41,7 +41,7 @@ def _damage_as_input_error(column: str):
 
 
 def _encode_images(batch: dict, column: str, options: dict, shape: tuple, version: str) -> dict:
-    """A batch of images as rows of levels. `version` is a part of the key under which the result is cached."""
+    """A batch of images as rows of levels. `version` is part of the key under which the result is cached."""
     images = batch[column]
     if any(image is None for image in images):
         raise InputError(f"column {column!r} has a row without an image.")
@@ -69,24 +69,24 @@ def _encode_codes(batch: dict, column: str, num_levels: int, shape: tuple) -> di
 
 class _Levels:
     r"""
-    What data sets of levels have in common: how rows become levels, and levels items.
+    What data sets of levels have in common: how rows become levels, and levels become items.
 
     Args:
         rows (`datasets.Dataset` or `datasets.IterableDataset`): One split, see [`load_split`].
         num_levels (`int`): Levels of the model.
         processor ([`PixelCNNImageProcessor`], *optional*): Makes levels of images; not needed for codes.
-        image_column (`str`, *optional*), class_column (`str`, *optional*): See the `find_...` functions.
+        image_column, class_column (`str`, *optional*): See [`find_image_column`] and [`find_class_column`].
         with_classes (`bool`): Whether items have `class_ids`.
         class_dropout (`float`): Probability that an item shows class -1, "no class", instead of its own.
-        mutation_rate (`float`): Probability that a dimension shows a level drawn from all levels alike, instead of its
-            own: the corrupted images of a background model (Ren et al. 2019, https://huggingface.co/papers/1906.02845,
-            section 3). `labels` keep the image's own levels; if the noise were to be predicted, too, every dimension
-            that is certain would cost -log(1 - rate) nats, and a likelihood ratio would count how flat an image is.
-        seed (`int`): Seed of stochastic binarisation, if the processor asks for that, of class dropout and of
-            mutations. All are drawn anew in each epoch, and depend on nothing but seed, epoch and index.
+        mutation_rate (`float`): Probability that a dimension shows a level drawn uniformly instead of its own: the
+            corrupted images of a background model (Ren et al. 2019, https://huggingface.co/papers/1906.02845, section
+            3). `labels` keep the image's own levels. If the noise also had to be predicted, every dimension that is
+            certain would cost -log(1 - rate) nats, and a likelihood ratio would measure how flat an image is.
+        seed (`int`): Seed of class dropout, of mutations and, if the processor asks for it, of stochastic binarisation.
+            All are drawn anew in each epoch, and depend only on seed, epoch and index.
 
-    An item is a `dict` with `pixel_values`, `np.ndarray` `(channels, height, width)`, uint8 (int32 above 256 levels),
-    with classes `class_ids`, `int` (-1: no class), and with mutations `labels`, levels without them.
+    An item is a `dict` with `pixel_values`, `np.ndarray` `(channels, height, width)`, uint8 (int32 above 256 levels);
+    with classes also `class_ids`, `int` (-1: no class), and with mutations also `labels`, the levels without them.
 
     Raises:
         InputError: If there is no column of the needed type, an image is missing, or images differ in size.
@@ -125,7 +125,7 @@ class _Levels:
                 if key in processor.valid_kwargs.__annotations__ and value is not None
             }
             self.is_stochastic = options.get("binarization") == "stochastic"
-            if self.is_stochastic:  # the file keeps pixels
+            if self.is_stochastic:  # the cached file holds pixels
                 options |= {"num_levels": 256}
                 del options["binarization"]
             with _damage_as_input_error(self.column):
@@ -152,12 +152,12 @@ class _Levels:
         )
 
     def random(self, index: int, use: int, size: int) -> np.ndarray:
-        """Numbers in [0, 1) of an item in this epoch, the same in every process; one stream for each `use`."""
+        """Random numbers in [0, 1) for an item in this epoch, the same in every process; one stream for each `use`."""
         bits = np.random.Philox(key=self.seed, counter=[0, use, index, self.epoch])
         return np.random.Generator(bits).random(size)
 
     def item(self, index: int, levels: np.ndarray, class_id: int) -> dict:
-        """The item of `levels` `(channels, height, width)` in this epoch; `class_id` counts where there are classes."""
+        """The item that `levels` `(channels, height, width)` make in this epoch; `class_id` counts if there are classes."""
         if self.is_stochastic:
             levels = binarize_stochastically(levels, self.random(index, 0, levels.size)).astype(np.uint8)
         item: dict[str, np.ndarray | int] = {"pixel_values": levels}
@@ -215,11 +215,11 @@ def check_classes_of(images: LevelDataset, split: str, num_classes: int, least: 
 
 class LevelStream(_Levels, torch.utils.data.IterableDataset):
     r"""
-    Levels of the images of one split, encoded while they arrive: nothing is stored. See `_Levels`.
+    Levels of the images of one split, encoded as they arrive; nothing is stored. See `_Levels`.
 
-    Endless: after the last image comes the first one again, as another epoch. The order is that of the stream, shuffled
-    in a buffer; order and what is drawn depend on nothing but seed, epoch and place in the epoch, so that a resumed run
-    can skip what it has seen.
+    It is endless: after the last image the first one comes again, in the next epoch. The order is that of the stream,
+    shuffled in a buffer. The order and all that is drawn depend only on seed, epoch and place in the epoch, so that a
+    resumed run can skip what it has seen.
     """
 
     def __init__(self, rows: datasets.IterableDataset, *args, **kwargs):
@@ -243,8 +243,8 @@ def collate_levels(items: Sequence[dict]) -> dict[str, torch.Tensor]:
 
     Returns:
         `dict`: `pixel_values` `(batch, channels, height, width)`, uint8 or int32; `labels`, the levels to score, int64
-        (in uint8 the ignored label -100 would be level 156): the same ones, or, where the network sees mutated ones,
-        those of the image; with classes `class_ids`, int64 `(batch,)`.
+        (in uint8 the ignored label -100 would be level 156), which are the image's own also where `pixel_values` are
+        mutated; with classes also `class_ids`, int64 `(batch,)`.
     """
     pixel_values = torch.from_numpy(np.stack([item["pixel_values"] for item in items]))
     labels = torch.from_numpy(np.stack([item.get("labels", item["pixel_values"]) for item in items]))
@@ -255,6 +255,6 @@ def collate_levels(items: Sequence[dict]) -> dict[str, torch.Tensor]:
 
 
 def collate_classes(items: Sequence[dict]) -> dict[str, torch.Tensor]:
-    """A batch for a classifier: `pixel_values` as in [`collate_levels`], `labels`, the classes, int64 `(batch,)`."""
+    """A batch for a classifier: `pixel_values` as in [`collate_levels`], and `labels`, classes, int64 `(batch,)`."""
     batch = collate_levels(items)
     return {"pixel_values": batch["pixel_values"], "labels": batch["class_ids"]}

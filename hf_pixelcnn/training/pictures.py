@@ -16,7 +16,7 @@ from .errors import InputError
 
 @torch.no_grad()
 def draw_samples(model, processor, num_images: int, seed: int, path: Path):
-    """Draw a grid of `num_images` samples; of a conditional model, as many whole rows of one class as they fill."""
+    """Draw a grid of `num_images` samples; of a conditional model, one row per class, as many as fit."""
     class_ids, columns = None, None
     if num_classes := model.config.num_classes:
         columns = max(1, num_images // num_classes)
@@ -34,7 +34,7 @@ def completion_grid(
     originals: Sequence[Image.Image], known: torch.Tensor, completions: Sequence[Image.Image]
 ) -> Image.Image:
     r"""
-    A row for each image: the original, what was given of it (grey elsewhere), and its completions.
+    A row for each image: the original, the given part of it (grey elsewhere), and its completions.
 
     Args:
         originals (sequence of `PIL.Image.Image`): n images.
@@ -53,14 +53,14 @@ def completion_grid(
 
 def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, path: str):
     r"""
-    Draw images, and beside each how surprising its pixels are.
+    Draw images, and beside each one how surprising its pixels are.
 
     Args:
         images (sequence of `PIL.Image.Image`): n images.
         nats (`torch.Tensor` of shape `(n, height, width)`): Negative log-likelihood of every pixel.
         path (`str`): Where to write the picture.
     """
-    pairs = min(4, len(images))  # in a row
+    pairs = min(4, len(images))  # per row
     rows = math.ceil(len(images) / pairs)
     figure = Figure(figsize=(2.6 * pairs + 1, 1.35 * rows + 0.2), layout="constrained")
     axes = figure.subplots(rows, 2 * pairs, squeeze=False)

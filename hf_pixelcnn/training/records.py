@@ -29,20 +29,20 @@ def git_commit() -> str | None:
 
 def keep_freed_memory():
     """
-    Let glibc keep the memory that tensors free, for the next ones, instead of giving it back to the system after each
-    step: on a CPU fresh memory costs a page fault for every 4 KiB, a quarter of the time of a training step. Does
-    nothing where there is no glibc.
+    Let glibc keep the memory that tensors free for the next ones, instead of returning it to the system after each
+    step: on a CPU, fresh memory costs a page fault for every 4 KiB, a quarter of the time of a training step. Without
+    glibc this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of mallopt(3)
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most it takes
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest value it accepts
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(top_pad, 256 * 2**20)
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Whether products of bfloat16 are worth it: a CPU without instructions for them is some 100 times slower."""
+    """Whether bfloat16 products are worth using: a CPU without instructions for them is some 100 times slower."""
     return torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

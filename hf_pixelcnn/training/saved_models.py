@@ -1,4 +1,4 @@
-"""Models as they lie in a folder or on the Hub, and the device to use them on."""
+"""Models from a folder or the Hub, and the device to use them on."""
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -14,7 +14,7 @@ from .errors import InputError
 def load_model(
     path: str, dtype: torch.dtype | str = torch.float32
 ) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
-    """Model (`dtype="auto"`: in the dtype it was saved in) and image processor, see [`load_processor`]."""
+    """A saved model (`dtype="auto"`: in the dtype it was saved in) and its image processor, see [`load_processor`]."""
     try:
         model, report = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -43,10 +43,10 @@ def check_finite(model: PreTrainedModel):
 
 def load_processor(path: str) -> PixelCNNImageProcessor | None:
     r"""
-    The image processor of a saved model; `None` of a model of codes, which has none.
+    The image processor of a saved model; `None` for a model of codes, which has none.
 
     Raises:
-        InputError: If there is one, and it cannot be loaded.
+        InputError: If there is one but it cannot be loaded.
     """
     try:
         if cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
@@ -57,7 +57,7 @@ def load_processor(path: str) -> PixelCNNImageProcessor | None:
 
 
 def load_classifier(path: str, **fields) -> PreTrainedModel:
-    """The model of a checkpoint as a classifier, in float32, with other fields of its config."""
+    """A saved model as a classifier, in float32; `fields` replace those of its config."""
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **fields

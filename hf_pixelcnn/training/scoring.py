@@ -24,7 +24,7 @@ def nats_per_image(
 
 def metrics_of(nats: float, num_images: int, num_dims: int) -> dict[str, float]:
     r"""
-    What is reported of a split.
+    The metrics of a split.
 
     Args:
         nats (`float`): Negative log-likelihood of all images.
@@ -45,9 +45,9 @@ def split_nats(model: CausalImageLikelihood, images: Dataset, batch_size: int, c
 
     Args:
         model: A model with `log_prob`; put into evaluation mode.
-        images (`Dataset`): Items for `collate_fn`, each image once.
+        images (`Dataset`): Items for `collate_fn`, one per image.
         batch_size (`int`): Images in a batch; the score does not depend on it beyond rounding.
-        collate_fn: Makes a batch, a `dict` with `pixel_values` and, for a conditional model, `class_ids`, of items.
+        collate_fn: Makes a batch of items: a `dict` with `pixel_values` and, for a conditional model, `class_ids`.
 
     Returns:
         `torch.DoubleTensor` `(num_images,)` on the CPU: the negative log-likelihood of each image in nats.
@@ -91,7 +91,7 @@ def score_by_class(nats: torch.Tensor, class_ids: np.ndarray, names: Sequence[st
         num_dims (`int`): Dimensions of one image.
 
     Returns:
-        `list[dict]`: `class`, `num_images` and the metrics of [`metrics_of`], of the classes that occur.
+        `list[dict]`: `class`, `num_images` and the metrics of [`metrics_of`], for each class that occurs.
     """
     rows = []
     for class_id, name in enumerate(names):
@@ -104,7 +104,7 @@ def score_by_class(nats: torch.Tensor, class_ids: np.ndarray, names: Sequence[st
 
 @torch.no_grad()
 def class_probabilities(classifier: PreTrainedModel, images: Dataset, batch_size: int, collate_fn) -> torch.Tensor:
-    """p(class | image) of each image of a split by a `...ForImageClassification`: `(num_images, num_classes)`."""
+    """p(class | image) for each image of a split, from a `...ForImageClassification`: `(num_images, num_classes)`."""
     classifier.eval()
     batches = tqdm(DataLoader(images, batch_size, collate_fn=collate_fn), desc="Classifying", unit="batch")
     logits = [classifier(batch["pixel_values"].to(classifier.device)).logits.cpu() for batch in batches]

@@ -27,7 +27,7 @@ EMA_FILE = "ema.safetensors"
 
 @dataclass
 class PixelCNNTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with an average of the weights, a memory format, and the defaults that our batches need."""
+    """`TrainingArguments` with an average of the weights, a memory format, and defaults that suit our batches."""
 
     if TYPE_CHECKING:  # transformers names a folder where none is given
         output_dir: str = ""
@@ -41,13 +41,15 @@ class PixelCNNTrainingArguments(TrainingArguments):
     channels_last: bool = field(default=False, metadata={"help": "Keep convolution weights in channels_last format."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
-    logging_steps: float = field(default=50, metadata={"help": "Log the training loss every so many steps."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps from one log of the training loss to the next."})
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Leave out the last, smaller training batch of an epoch."}
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches hold nothing unused: keep all."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Whether to drop unused columns; batches have none."}
+    )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Whether some parameters may get no gradient; here none."}
+        default=False, metadata={"help": "Whether some parameters may get no gradient; here all get one."}
     )
 
     def __post_init__(self):
@@ -85,7 +87,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int):
-        """Take in the weights after step `step` of the optimizer, counted from 0."""
+        """Add the weights after step `step` of the optimizer, counted from 0, to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         weights = [p.detach().to(self.average[name].dtype) for name, p in self.parameters.items()]
         averages = list(self.average.values())
@@ -93,7 +95,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_use(self):
-        """The model has the averaged weights inside this context, and its own again afterwards."""
+        """Context in which the model has the averaged weights; afterwards it has its own again."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         try:
             self._write(self.average)
@@ -121,7 +123,7 @@ class WeightAverage:
 
 
 class _StepCallback(TrainerCallback):
-    """Keeps the average and the data set up to date, and the log complete at each checkpoint."""
+    """Keeps the average and the epoch of the data set up to date, and the log complete at each checkpoint."""
 
     def __init__(self, trainer: "PixelCNNTrainer"):
         self.trainer = trainer
@@ -140,7 +142,7 @@ class _StepCallback(TrainerCallback):
         self._log_before_saving(control)
 
     def _log_before_saving(self, control):
-        # `Trainer` does not save what it has summed up since the last log; so nothing may be pending.
+        # `Trainer` does not save what it has summed since the last log, so nothing may be pending.
         control.should_log = control.should_log or control.should_save
 
 
@@ -148,7 +150,7 @@ class PixelCNNTrainer(Trainer):
     r"""
     `Trainer` for the `...ForCausalImageModeling` models, and for `...ForImageClassification`.
 
-    - The loss is nats per dimension over all accumulated batches of all processes; that of a classifier see there.
+    - The loss is in nats per dimension, over all accumulated batches of all processes; a classifier has its own.
     - `evaluate` scores each image of the split once, whatever the batch size and the number of processes, and adds up
       in float64: `eval_loss` (nats per dimension), `eval_bits_per_dim`, `eval_nats_per_image`. No logits are kept.
     - With `ema_decay`, `evaluate` and `save_model` use the averaged weights. A `checkpoint-N` holds the raw weights,
@@ -256,7 +258,7 @@ class PixelCNNTrainer(Trainer):
         return torch.stack((nats, nats.new_tensor(count), nats.new_tensor(num_dims)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Save the averaged model, if there is one; a `checkpoint-N` gets the raw weights, and the average too."""
+        """Save the averaged model, if there is one; a `checkpoint-N` gets the raw weights and also the average."""
         if not _internal_call or output_dir is None:  # no checkpoint: without a folder it is `push_to_hub` that calls
             with self.averaged_weights():
                 super().save_model(output_dir, _internal_call)
