@@ -135,7 +135,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
         if self.output_distribution is None:
             self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
         if self.id2label is not None and {int(key): name for key, name in self.id2label.items()} == NO_NAMES:
-            self.id2label = None
+            self.id2label = None  # pyright: ignore[reportAttributeAccessIssue] - until transformers makes names
         num_labels = kwargs.pop("num_labels", None)
         if self.num_classes == 0:
             self.num_classes = agreed_num_classes(num_labels=num_labels, id2label=self.id2label) or 0

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -281,13 +281,14 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         wants_report = kwargs.pop("output_loading_info", False)
         try:
-            model, report = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 *args,
                 use_safetensors=use_safetensors is not False,
                 ignore_mismatched_sizes=True,  # reported below, with names
                 output_loading_info=True,
                 **kwargs,
             )
+            model, report = loaded
             if not may_differ:
                 model._check_loaded(str(name), report)
             return (model, report) if wants_report else model

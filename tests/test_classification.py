@@ -277,7 +277,7 @@ def test_a_model_without_classes_is_no_classifier(family, tmp_path):
 )
 def test_the_usual_calls_of_fine_tuning_make_a_classifier_of_other_classes(family, tmp_path, num_classes, request_):
     build_model(family, num_classes=num_classes).save_pretrained(tmp_path)
-    for load in (AutoModelForImageClassification.from_pretrained, CLASSIFIERS[family].from_pretrained):
+    for load in (AutoModelForImageClassification.from_pretrained, FAMILIES[family].classifier_class.from_pretrained):
         classifier = load(tmp_path, ignore_mismatched_sizes=True, **request_)
         assert classifier.config.num_classes == classifier.config.num_labels == 2
         assert classifier.config.id2label == request_.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})

@@ -8,6 +8,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
 from ..image_processing_causal_image import PixelCNNImageProcessor
+from ..modeling_causal_image import CausalImagePreTrainedModel
 from .errors import InputError
 
 
@@ -29,7 +30,7 @@ def _check_head(path: str, report: dict):
         raise InputError(f"{path!r} is a network without its head, so it has no likelihood and draws no images.")
 
 
-def check_finite(model: PreTrainedModel):
+def check_finite(model: CausalImagePreTrainedModel):
     r"""
     Refuse a model that training has broken.
 
