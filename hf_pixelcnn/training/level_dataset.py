@@ -157,7 +157,7 @@ class _Levels:
         return np.random.Generator(bits).random(size)
 
     def item(self, index: int, levels: np.ndarray, class_id: int) -> dict:
-        """The item that `levels` `(channels, height, width)` make in this epoch, with `class_id` if there are classes."""
+        """The item that `levels` `(channels, height, width)` make in this epoch, with `class_id` if that counts."""
         if self.is_stochastic:
             levels = binarize_stochastically(levels, self.random(index, 0, levels.size)).astype(np.uint8)
         item: dict[str, np.ndarray | int] = {"pixel_values": levels}
