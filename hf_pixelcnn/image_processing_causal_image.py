@@ -27,8 +27,12 @@ SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "p
 PIL_DETOUR = {"La": "LA", "LAB": "RGB"}
 
 
+def _is_int(value: object, lowest: int, highest: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+
 def _check_num_levels(num_levels: object) -> None:
-    if not isinstance(num_levels, int) or isinstance(num_levels, bool) or not 2 <= num_levels <= 256:
+    if not _is_int(num_levels, 2, 256):
         raise ValueError(f"`num_levels` must be an integer from 2 to 256, got {num_levels!r}.")
 
 
@@ -185,11 +189,8 @@ def _channels_are_last(shape: tuple, num_channels: int, input_data_format: str |
     return not first
 
 
-def _images_of_array(
-    image: np.ndarray | torch.Tensor, num_channels: int, input_data_format: str | None, where: str, in_list: bool
-) -> np.ndarray:
-    """uint8 `(batch, num_channels, height, width)` of an array or tensor; `in_list`: it is an element of a list."""
-    shape = tuple(image.shape)
+def _layout(shape: tuple, num_channels: int, input_data_format: str | None, where: str, in_list: bool) -> str:
+    """How an array of this shape is read, a key of `TO_BATCH`; `in_list`: it is an element of a list."""
     if len(shape) not in (2, 3, 4):
         raise ValueError(
             f"{where} must have 2 to 4 dimensions, (height, width) to (batch, channels, height, width); its shape is"
@@ -197,54 +198,69 @@ def _images_of_array(
         )
     if 0 in shape:
         raise ValueError(f"{where} is empty: its shape is {shape}. Pass at least one image of at least one pixel.")
-
     if len(shape) == 2:
         if num_channels != 1:
             raise ValueError(
                 f"{where} has shape {shape}, a grey image, but `num_channels={num_channels}`. Arrays are not converted"
                 " between grey and colour: pass a PIL image for that, or set `num_channels=1`."
             )
-        layout = "grey image"
-    elif len(shape) == 3 and num_channels == 1 and not in_list and input_data_format is None and shape[2] != 1:
+        return "grey image"
+    if len(shape) == 3 and num_channels == 1 and not in_list and input_data_format is None and shape[2] != 1:
         if shape[0] != 1 and shape[2] <= 4:
             raise ValueError(
                 f"{where} has shape {shape}: with `num_channels=1` this can be a batch of {shape[0]} grey images, each"
                 f" {shape[2]} pixels wide, or one image of {shape[2]} channels. Pass the batch as"
                 f" {(shape[0], 1, *shape[1:])}; convert the image to grey first, or pass it as a PIL image."
             )
-        layout = "grey batch"
-    else:
-        layout = "last" if _channels_are_last(shape[-3:], num_channels, input_data_format, where) else "first"
+        return "grey batch"
+    channels_last = _channels_are_last(shape[-3:], num_channels, input_data_format, where)
+    return f"{'image' if len(shape) == 3 else 'batch'}, channels {'last' if channels_last else 'first'}"
 
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
-    pixels = _to_uint8(image, where)
-    if layout == "grey image":
-        return pixels[None, None]
-    if layout == "grey batch":
-        return pixels[:, None]
-    if layout == "last":
-        pixels = np.moveaxis(pixels, -1, -3)
-    return pixels if pixels.ndim == 4 else pixels[None]
+
+# Views of an array as `(batch, num_channels, height, width)`, by how it is read.
+TO_BATCH = {
+    "grey image": lambda pixels: pixels[None, None],
+    "grey batch": lambda pixels: pixels[:, None],
+    "image, channels first": lambda pixels: pixels[None],
+    "image, channels last": lambda pixels: pixels.transpose(2, 0, 1)[None],
+    "batch, channels first": lambda pixels: pixels,
+    "batch, channels last": lambda pixels: pixels.transpose(0, 3, 1, 2),
+}
+
+
+def _as_numpy(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """An array, or the values of a tensor; those of bfloat16, which numpy does not know, as float32."""
+    if isinstance(image, np.ndarray):
+        return image
+    image = image.detach().cpu()
+    return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+
+
+def _images_of_array(
+    image: np.ndarray | torch.Tensor, num_channels: int, input_data_format: str | None, where: str, in_list: bool
+) -> np.ndarray:
+    """uint8 `(batch, num_channels, height, width)` of an array or tensor; `in_list`: it is an element of a list."""
+    layout = _layout(tuple(image.shape), num_channels, input_data_format, where, in_list)
+    return TO_BATCH[layout](_to_uint8(_as_numpy(image), where))
+
+
+def _sides(size: Any, default_to_square: bool) -> Any:
+    """`size` as a dictionary, if it is one of its spellings; nothing is checked."""
+    if isinstance(size, int):
+        return {"height": size, "width": size} if default_to_square else {"shortest_edge": size}
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return {"height": size[0], "width": size[1]}
+    if isinstance(size, SizeDict):
+        return {key: value for key, value in vars(size).items() if value is not None}
+    return size
 
 
 def _size_dict(name: str, size: Any, default_to_square: bool, keys: tuple[set, ...]) -> SizeDict | None:
     """`size` in any of its spellings as a checked `SizeDict` that has one of the sets `keys`."""
     if size is None:
         return None
-    sides = size
-    if isinstance(size, int):
-        sides = {"height": size, "width": size} if default_to_square else {"shortest_edge": size}
-    elif isinstance(size, (list, tuple)) and len(size) == 2:
-        sides = {"height": size[0], "width": size[1]}
-    elif isinstance(size, SizeDict):
-        sides = {key: value for key, value in vars(size).items() if value is not None}
-    if (
-        not isinstance(sides, dict)
-        or set(sides) not in keys
-        or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides.values())
-    ):
+    sides = _sides(size, default_to_square)
+    if not isinstance(sides, dict) or set(sides) not in keys or not all(_is_int(x, 1) for x in sides.values()):
         spellings = " or ".join("{" + ", ".join(f"'{key}': …" for key in sorted(names)) + "}" for names in keys)
         raise ValueError(
             f"`{name}` must be {spellings} with positive integers, or one or two such integers; got {size!r}."
@@ -258,6 +274,74 @@ def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
         return size["height"], size["width"]
     shortest = min(height, width)
     return height * size.shortest_edge // shortest, width * size.shortest_edge // shortest
+
+
+def _check_one_size(images: Sequence[np.ndarray], size: SizeDict | None) -> None:
+    """Raise unless these `(num_channels, height, width)` have one height and width, after resizing to `size`."""
+    sizes = {image.shape[1:] for image in images}
+    if size is not None:
+        sizes = {_resized_size(height, width, size) for height, width in sizes}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{height}×{width}" for height, width in sorted(sizes)[:4]) + ", …" * (len(sizes) > 4)
+        raise ValueError(
+            f"The images of a batch must have one size, got {listed} (height × width); pass"
+            " `size={'height': …, 'width': …}` or `crop_size`, or process them one by one."
+        )
+
+
+def _check_one_of(name: str, value: Any, choices: Sequence, text: str, reason: str = "") -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be {text}, got {value!r}{reason}.")
+
+
+def _check_level_options(
+    num_levels=None, num_channels=None, binarization=None, threshold=None, generator=None, **others
+) -> None:
+    """Check what says how pixels become levels."""
+    _check_num_levels(num_levels)
+    if not _is_int(num_channels, 1) or num_channels not in (1, 3):
+        raise ValueError(f"`num_channels` must be 1 (grey) or 3 (red, green, blue), got {num_channels!r}.")
+    choices = (None, "threshold", "stochastic")
+    _check_one_of("binarization", binarization, choices, "None, 'threshold' or 'stochastic'")
+    if binarization is not None and num_levels != 2:
+        raise ValueError(
+            f"`binarization={binarization!r}` makes two levels, but `num_levels` is {num_levels}; pass `num_levels=2`."
+        )
+    if not _is_int(threshold, 0, 255):
+        raise ValueError(f"`threshold` must be an integer from 0 to 255, got {threshold!r}.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"`generator` must be a torch.Generator or None, got {type(generator).__name__}.")
+
+
+def _check_size_options(
+    do_resize=None, size=None, do_center_crop=None, crop_size=None, resample=None, **others
+) -> None:
+    """Check what says how images get their size."""
+    for name, switch, value_name, value in (
+        ("do_resize", do_resize, "size", size),
+        ("do_center_crop", do_center_crop, "crop_size", crop_size),
+    ):
+        _check_one_of(name, switch, (None, True, False), "True, False or None")
+        if switch and value is None:
+            raise ValueError(f"`{name}=True` needs `{value_name}`, which is None.")
+    if isinstance(resample, bool) or resample not in list(PILImageResampling):
+        known = ", ".join(f"{int(filter)} ({filter.name})" for filter in sorted(PILImageResampling))
+        raise ValueError(f"`resample` must be a PIL.Image.Resampling or its number, {known}; got {resample!r}.")
+
+
+def _check_format_options(input_data_format=None, data_format=None, return_tensors=None, **others) -> None:
+    """Check what says how arrays lie, and that nothing is asked for which has no meaning for levels."""
+    text = "None, 'channels_first' or 'channels_last'"
+    _check_one_of("input_data_format", input_data_format, (None, CHANNELS_FIRST, CHANNELS_LAST), text)
+    reason = ": models read no other"
+    _check_one_of("data_format", data_format, (None, CHANNELS_FIRST), "None or 'channels_first'", reason)
+    _check_one_of("return_tensors", return_tensors, (None, "pt", "np"), "None, 'pt' or 'np'")
+    for name in ("do_convert_rgb", "do_normalize", "do_pad", "do_rescale"):
+        if others.get(name):
+            raise ValueError(
+                f"`{name}={others[name]!r}` has no meaning here: levels are integers that the model scales itself,"
+                " colour is `num_channels=3`, and nothing is padded."
+            )
 
 
 class PixelCNNImageProcessorKwargs(ImagesKwargs, total=False):
@@ -563,15 +647,8 @@ class PixelCNNImageProcessor(PilBackend):
         size = size if do_resize is None or do_resize else None
         crop_size = crop_size if do_center_crop is None or do_center_crop else None
 
-        sizes = sorted({image.shape[1:] for image in images})
-        if size is not None:
-            sizes = sorted({_resized_size(height, width, size) for height, width in sizes})
-        if len(sizes) > 1 and crop_size is None:
-            listed = ", ".join(f"{height}×{width}" for height, width in sizes[:4]) + ", …" * (len(sizes) > 4)
-            raise ValueError(
-                f"The images of a batch must have one size, got {listed} (height × width); pass"
-                " `size={'height': …, 'width': …}` or `crop_size`, or process them one by one."
-            )
+        if crop_size is None:
+            _check_one_size(images, size)
         if size is not None:
             images = [self.resize(image, size, resample) for image in images]
         if crop_size is not None:
@@ -602,65 +679,11 @@ class PixelCNNImageProcessor(PilBackend):
         kwargs["crop_size"] = _size_dict("crop_size", crop_size, True, ({"height", "width"},))
         return kwargs
 
-    def _validate_preprocess_kwargs(
-        self,
-        num_levels=None,
-        num_channels=None,
-        binarization=None,
-        threshold=None,
-        generator=None,
-        do_resize=None,
-        size=None,
-        resample=None,
-        do_center_crop=None,
-        crop_size=None,
-        data_format=None,
-        input_data_format=None,
-        return_tensors=None,
-        **kwargs,
-    ) -> None:
+    def _validate_preprocess_kwargs(self, **options) -> None:
         """Check all options, alone and together; sizes have been checked by `_standardize_kwargs`."""
-        _check_num_levels(num_levels)
-        if not isinstance(num_channels, int) or isinstance(num_channels, bool) or num_channels not in (1, 3):
-            raise ValueError(f"`num_channels` must be 1 (grey) or 3 (red, green, blue), got {num_channels!r}.")
-        if binarization not in (None, "threshold", "stochastic"):
-            raise ValueError(f"`binarization` must be None, 'threshold' or 'stochastic', got {binarization!r}.")
-        if binarization is not None and num_levels != 2:
-            raise ValueError(
-                f"`binarization={binarization!r}` makes two levels, but `num_levels` is {num_levels}; pass"
-                " `num_levels=2`."
-            )
-        if not isinstance(threshold, int) or isinstance(threshold, bool) or not 0 <= threshold <= 255:
-            raise ValueError(f"`threshold` must be an integer from 0 to 255, got {threshold!r}.")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"`generator` must be a torch.Generator or None, got {type(generator).__name__}.")
-        for name, switch, value_name, value in (
-            ("do_resize", do_resize, "size", size),
-            ("do_center_crop", do_center_crop, "crop_size", crop_size),
-        ):
-            if switch not in (None, True, False):
-                raise ValueError(f"`{name}` must be True, False or None, got {switch!r}.")
-            if switch and value is None:
-                raise ValueError(f"`{name}=True` needs `{value_name}`, which is None.")
-        if isinstance(resample, bool) or resample not in list(PILImageResampling):
-            known = ", ".join(f"{int(filter)} ({filter.name})" for filter in sorted(PILImageResampling))
-            raise ValueError(f"`resample` must be a PIL.Image.Resampling or its number, {known}; got {resample!r}.")
-        if input_data_format not in (None, CHANNELS_FIRST, CHANNELS_LAST):
-            raise ValueError(
-                f"`input_data_format` must be None, 'channels_first' or 'channels_last', got {input_data_format!r}."
-            )
-        if data_format not in (None, CHANNELS_FIRST):
-            raise ValueError(
-                f"`data_format` must be None or 'channels_first', got {data_format!r}: models read no other."
-            )
-        if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"`return_tensors` must be None, 'pt' or 'np', got {return_tensors!r}.")
-        for name in ("do_convert_rgb", "do_normalize", "do_pad", "do_rescale"):
-            if kwargs.get(name):
-                raise ValueError(
-                    f"`{name}={kwargs[name]!r}` has no meaning here: levels are integers that the model scales itself,"
-                    " colour is `num_channels=3`, and nothing is padded."
-                )
+        _check_level_options(**options)
+        _check_size_options(**options)
+        _check_format_options(**options)
 
 
 def binarize_stochastically(pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
