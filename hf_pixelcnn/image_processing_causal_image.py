@@ -117,6 +117,18 @@ def _flatten(images: Sequence) -> Iterator[Any]:
             yield image
 
 
+def _upper_bits(array: np.ndarray, where: str) -> np.ndarray:
+    """The upper 8 bits of 16-bit pixels, if any of those is used."""
+    low, high = array.min(), array.max()
+    if 0 < high <= 255:
+        raise ValueError(
+            f"{where} has dtype {array.dtype}, 16-bit pixels, but values from {low} to {high}, of which the upper 8"
+            " bits are 0: all would be black. Convert 8-bit pixels to an array of dtype uint8; divide 16-bit pixels as"
+            " dark as this by 65535; pass `levels=True` with an array of levels."
+        )
+    return (array >> 8).astype(np.uint8)
+
+
 def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
     """8-bit pixels of an array of any dtype that has an unambiguous meaning; the class docstring has the table."""
     kind = array.dtype.kind
@@ -125,7 +137,7 @@ def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
     if kind == "b":
         return np.where(array, np.uint8(255), np.uint8(0))
     if kind == "u" and array.dtype.itemsize == 2:
-        return (array >> 8).astype(np.uint8)
+        return _upper_bits(array, where)
     if kind in "iu":
         low, high = array.min(), array.max()
         if low < 0 or high > 255:
@@ -143,6 +155,19 @@ def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
             )
         return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     raise TypeError(f"{where} has dtype {array.dtype}; pixels must be bool, integers or floats.")
+
+
+def _check_is_pil(image: Any, levels: bool | None, where: str) -> None:
+    """Raise unless what is no array is an image."""
+    if not isinstance(image, Image.Image):
+        advice = "convert nested lists of numbers with np.asarray(…, dtype=np.uint8)"
+        if isinstance(image, (str, bytes)):
+            advice = "open files with PIL.Image.open(…)"
+        raise TypeError(
+            f"{where} must be a PIL image, numpy array or torch tensor, got {type(image).__name__}; {advice}."
+        )
+    if levels:
+        raise TypeError(f"{where} is a PIL image, which holds pixels; `levels=True` is for arrays of integers.")
 
 
 def _pixels_of_pil(image: Image.Image, num_channels: int, where: str) -> np.ndarray:
@@ -236,12 +261,66 @@ def _as_numpy(image: np.ndarray | torch.Tensor) -> np.ndarray:
     return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
 
 
-def _images_of_array(
-    image: np.ndarray | torch.Tensor, num_channels: int, input_data_format: str | None, where: str, in_list: bool
-) -> np.ndarray:
-    """uint8 `(batch, num_channels, height, width)` of an array or tensor; `in_list`: it is an element of a list."""
-    layout = _layout(tuple(image.shape), num_channels, input_data_format, where, in_list)
-    return TO_BATCH[layout](_to_uint8(_as_numpy(image), where))
+def _pixels_of_levels(array: np.ndarray, num_levels: int, where: str) -> np.ndarray:
+    """The 8-bit pixels that `post_process` makes of levels."""
+    try:
+        return dequantize(array, num_levels)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where} with `levels=True`: {error}") from error
+
+
+def _check_are_pixels(arrays: dict[str, np.ndarray], num_levels: int) -> None:
+    """
+    Raise if all integers of a call, but not all of them zeros, could be levels: read as pixels they would be dark. 16
+    bits are judged elsewhere. `arrays`: the arrays of the call by what messages call them.
+    """
+    integers = [(where, array) for where, array in arrays.items() if array.dtype.kind in "iu"]
+    ranges = [(array.max(), array.min(), where) for where, array in integers if array.dtype.str[1:] != "u2"]
+    if num_levels == 256 or not ranges or not 0 < max(ranges)[0] < num_levels or min(low for _, low, _ in ranges) < 0:
+        return
+    high, low, where = max(ranges)
+    raise ValueError(
+        f"{where} has dtype {arrays[where].dtype} and values from {low} to {high}, which can be levels of"
+        f" `num_levels={num_levels}` or the pixels (0 … 255) of a very dark picture. Pass `levels=True` to the"
+        " processor if they are levels and `levels=False` if they are pixels; an array of dtype bool is black and"
+        " white."
+    )
+
+
+def _pixels_of(
+    images: dict[str, Any],
+    num_channels: int,
+    num_levels: int,
+    levels: bool | None,
+    input_data_format: str | None,
+    in_list: bool,
+) -> list[np.ndarray]:
+    r"""
+    The images of one call as uint8 `(num_channels, height, width)`.
+
+    Args:
+        images (`dict`): Images, or batches in arrays, by what messages call them.
+        in_list (`bool`): They are elements of a list.
+        num_channels, num_levels, levels, input_data_format: See [`PixelCNNImageProcessor`].
+    """
+    arrays = {where: image for where, image in images.items() if isinstance(image, (np.ndarray, torch.Tensor))}
+    layouts = {
+        where: _layout(tuple(array.shape), num_channels, input_data_format, where, in_list)
+        for where, array in arrays.items()
+    }
+    arrays = {where: _as_numpy(array) for where, array in arrays.items()}
+    if levels is None:
+        _check_are_pixels(arrays, num_levels)
+    pixels = []
+    for where, image in images.items():
+        if where not in arrays:
+            _check_is_pil(image, levels, where)
+            pixels.append(_pixels_of_pil(image, num_channels, where))
+            continue
+        array = arrays[where]
+        read = _pixels_of_levels(array, num_levels, where) if levels else _to_uint8(array, where)
+        pixels.extend(TO_BATCH[layouts[where]](read))
+    return pixels
 
 
 def _sides(size: Any, default_to_square: bool) -> Any:
@@ -295,12 +374,13 @@ def _check_one_of(name: str, value: Any, choices: Sequence, text: str, reason: s
 
 
 def _check_level_options(
-    num_levels=None, num_channels=None, binarization=None, threshold=None, generator=None, **others
+    num_levels=None, num_channels=None, levels=None, binarization=None, threshold=None, generator=None, **others
 ) -> None:
     """Check what says how pixels become levels."""
     _check_num_levels(num_levels)
     if not _is_int(num_channels, 1) or num_channels not in (1, 3):
         raise ValueError(f"`num_channels` must be 1 (grey) or 3 (red, green, blue), got {num_channels!r}.")
+    _check_one_of("levels", levels, (None, True, False), "True, False or None")
     choices = (None, "threshold", "stochastic")
     _check_one_of("binarization", binarization, choices, "None, 'threshold' or 'stochastic'")
     if binarization is not None and num_levels != 2:
@@ -350,6 +430,8 @@ class PixelCNNImageProcessorKwargs(ImagesKwargs, total=False):
         Number of levels, 2 to 256.
     num_channels (`int`):
         1 for grey, 3 for red, green, blue.
+    levels (`bool`, *optional*):
+        Whether the integers of arrays are levels, `True`, or pixels, `False`.
     binarization (`str`, *optional*):
         `None`, `"threshold"` or `"stochastic"`.
     threshold (`int`):
@@ -360,6 +442,7 @@ class PixelCNNImageProcessorKwargs(ImagesKwargs, total=False):
 
     num_levels: int
     num_channels: int
+    levels: bool | None
     binarization: str | None
     threshold: int
     generator: torch.Generator | None
@@ -376,6 +459,9 @@ class PixelCNNImageProcessor(PilBackend):
             Number of levels, 2 to 256. Pixel `x` has level `floor(x * num_levels / 256)`.
         num_channels (`int`, defaults to 1):
             1 for grey, 3 for red, green, blue.
+        levels (`bool`, *optional*):
+            Whether the integers of arrays are levels already (`True`; they come out as they went in, unless resized)
+            or pixels (`False`). `None` reads pixels, and asks if they might be levels.
         size (`int`, `tuple` or `dict`, *optional*):
             Resize to `{"height": h, "width": w}`, or to `{"shortest_edge": n}` keeping the aspect ratio. `None`
             leaves images as they are.
@@ -407,15 +493,22 @@ class PixelCNNImageProcessor(PilBackend):
     **What an image may be.** PIL images of any mode, numpy arrays, torch tensors, and lists (or any sequence, nested
     or not) of them. PIL images are converted to grey or RGB by PIL; palettes are looked up; transparency is dropped,
     that is, colours are taken as stored, not blended with a background. Arrays are never converted between grey and
-    colour. All of them hold pixels, not levels: an array of 0 and 1 must have dtype bool or float, not uint8.
+    colour.
 
-    | pixel values | meaning |
-    |---|---|
-    | uint8 | 0 … 255 |
-    | bool, PIL mode 1 | 0 or 255 |
-    | uint16, PIL modes I;16 | 16 bits, of which the upper 8 are kept |
-    | other integers, PIL mode I | must lie in 0 … 255 |
-    | floats, PIL mode F | must lie in [0, 1]; multiplied by 255 and rounded |
+    | dtype | values | meaning |
+    |---|---|---|
+    | bool, PIL mode 1 | | black or white: 0 or 255 |
+    | uint8, other PIL modes | 0 … 255 | 8-bit pixels |
+    | other integers, PIL mode I | 0 … 255, else an error | 8-bit pixels |
+    | uint16, PIL modes I;16 | some above 255, or all 0 | 16-bit pixels, of which the upper 8 bits are kept |
+    | uint16, PIL modes I;16 | 0 … 255 | an error: 8-bit pixels, levels, or black |
+    | floats, PIL mode F | 0 … 1, else an error | multiplied by 255 and rounded |
+    | integers in an array, `levels=True` | 0 … `num_levels - 1`, else an error | levels, whatever the dtype |
+
+    With fewer than 256 levels, integers of arrays that are all below `num_levels`, and not all 0, are an error as well
+    until `levels` is given: levels and a very dark picture look the same. All arrays of a call are judged together, so
+    one dark image in a batch is none. PIL images are not judged, their mode says what they hold. What `post_process`
+    returns is never in doubt with up to 16 levels.
 
     **How the shape of an array is read**, with `C = num_channels`:
 
@@ -446,6 +539,7 @@ class PixelCNNImageProcessor(PilBackend):
 
     num_levels = 256
     num_channels = 1
+    levels = None
     binarization = None
     threshold = 127
     do_resize = None
@@ -556,7 +650,8 @@ class PixelCNNImageProcessor(PilBackend):
         **kwargs,
     ) -> np.ndarray:
         r"""
-        8-bit pixels of one image, before resizing: uint8 `(num_channels, height, width)`.
+        8-bit pixels of one image, before resizing: uint8 `(num_channels, height, width)`; with the processor's own
+        `levels`.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
@@ -568,19 +663,10 @@ class PixelCNNImageProcessor(PilBackend):
             where (`str`):
                 What error messages call the image.
         """
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+            raise ValueError(f"{where} must be one image, got a batch of shape {tuple(image.shape)}.")
         num_channels = self.num_channels if num_channels is None else num_channels
-        if isinstance(image, Image.Image):
-            return _pixels_of_pil(image, num_channels, where)
-        if isinstance(image, (np.ndarray, torch.Tensor)):
-            if image.ndim == 4:
-                raise ValueError(f"{where} must be one image, got a batch of shape {tuple(image.shape)}.")
-            return _images_of_array(image, num_channels, input_data_format, where, in_list=True)[0]
-        advice = "convert nested lists of numbers with np.asarray(…, dtype=np.uint8)"
-        if isinstance(image, (str, bytes)):
-            advice = "open files with PIL.Image.open(…)"
-        raise TypeError(
-            f"{where} must be a PIL image, numpy array or torch tensor, got {type(image).__name__}; {advice}."
-        )
+        return _pixels_of({where: image}, num_channels, self.num_levels, self.levels, input_data_format, True)[0]
 
     def resize(
         self, image: np.ndarray, size: SizeDict, resample: PILImageResampling | int | None = None, **kwargs
@@ -609,24 +695,19 @@ class PixelCNNImageProcessor(PilBackend):
         images: ImageInput,
         *args,
         num_channels: int,
+        num_levels: int,
+        levels: bool | None = None,
         input_data_format: str | None = None,
         **kwargs,
     ) -> list[np.ndarray]:
         """The images of any accepted input as a list of uint8 `(num_channels, height, width)`."""
-        if isinstance(images, (np.ndarray, torch.Tensor)):
-            return list(_images_of_array(images, num_channels, input_data_format, "`images`", in_list=False))
-        if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
-            return [self.process_image(images, num_channels, input_data_format, "`images`")]
-        prepared = []
-        for index, image in enumerate(_flatten(images)):
-            where = f"`images[{index}]`"
-            if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
-                prepared.extend(_images_of_array(image, num_channels, input_data_format, where, in_list=True))
-            else:
-                prepared.append(self.process_image(image, num_channels, input_data_format, where))
-        if not prepared:
+        in_list = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+        named = {"`images`": images}
+        if in_list:
+            named = {f"`images[{index}]`": image for index, image in enumerate(_flatten(images))}
+        if not named:
             raise ValueError("`images` is empty. Pass at least one image.")
-        return prepared
+        return _pixels_of(named, num_channels, num_levels, levels, input_data_format, in_list)
 
     def _preprocess(
         self,

@@ -413,6 +413,106 @@ def test_uint16_is_sixteen_bit(as_array):
     assert levels_of(np.array([[255, 65535]], ">u2"))[0, 0].tolist() == [[0, 255]]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "uint32", "uint64"])
+@pytest.mark.parametrize(("num_levels", "binarization"), [(2, None), (2, "threshold"), (16, None), (100, None)])
+def test_integers_that_can_be_levels_or_a_dark_picture_are_not_guessed(as_array, dtype, num_levels, binarization):
+    options = {"num_levels": num_levels, "binarization": binarization}
+    given = (np.arange(60).reshape(1, 1, 6, 10) % num_levels).astype(dtype)
+    message = (
+        f"`images` has dtype {dtype} and values from 0 to {given.max()}, which can be levels of "
+        f"`num_levels={num_levels}` or the pixels .* of a very dark picture. Pass `levels=True` .*`levels=False`"
+    )
+    for images in (given, given[0], given[0, 0]):
+        with pytest.raises(ValueError, match=message):
+            levels_of(as_array(images), **options)
+        assert np.array_equal(levels_of(as_array(images), levels=True, **options), given)
+        dark = levels_of(as_array(images), levels=False, **options)
+        assert np.array_equal(dark, 0 * dark if binarization else given.astype(int) * num_levels // 256)
+    with pytest.raises(ValueError, match=r"`images\[1\]` has dtype .* can be levels"):
+        levels_of([as_array(given // 2), as_array(given)], **options)
+    with pytest.raises(ValueError, match=r"`image` has dtype .* can be levels"):
+        PixelCNNImageProcessor(**options).process_image(as_array(given[0]))
+
+
+def test_black_is_black_as_levels_and_as_pixels(as_array):
+    for dtype in ("uint8", "uint16", "int64"):
+        for num_levels in (2, 16, 256):
+            assert not levels_of(as_array(np.zeros((3, 4), dtype)), num_levels=num_levels).any()
+
+
+def test_what_can_be_no_levels_are_pixels_and_no_question_is_asked(as_array):
+    dark = np.array([[0, 1], [2, 3]], np.uint8)
+    assert np.array_equal(levels_of(as_array(dark))[0, 0], dark)  # 256 levels are the pixels
+    assert np.array_equal(levels_of([as_array(dark)] * 2)[:, 0], [dark] * 2)
+    assert levels_of(as_array(dark), num_levels=2).sum() == 0  # 3 is no level of two
+    batch = np.stack([dark, dark + 200])
+    expected = np.stack([0 * dark, np.full((2, 2), 12)])
+    for images in (as_array(batch[:, None]), [as_array(image) for image in batch]):  # 200 tells what 1 is
+        assert np.array_equal(levels_of(images, num_levels=16)[:, 0], expected)
+    assert not levels_of(Image.fromarray(dark), num_levels=16).any()  # mode L says that these are pixels
+    assert levels_of(as_array(dark / 15), num_levels=16)[0, 0].tolist() == [[0, 1], [2, 3]]
+    with pytest.raises(ValueError, match="values from -1 to 1; integer pixels must lie in 0 … 255"):
+        levels_of(as_array(np.array([[-1, 1]])), num_levels=2)
+
+
+def test_pictures_of_up_to_16_levels_are_never_in_doubt():
+    for num_levels in range(2, 17):
+        processor = PixelCNNImageProcessor(num_levels=num_levels)
+        for highest in range(num_levels):
+            levels = np.arange(highest + 1).reshape(1, 1, 1, -1).repeat(5, 2)
+            for output_type, layout in (("np", "channels_last"), ("pt", "channels_first")):
+                images = processor.post_process(levels, output_type)
+                again = processor(images, input_data_format=layout, return_tensors="np")["pixel_values"]
+                assert np.array_equal(again, levels)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32", "int64"])
+def test_levels_come_out_as_they_went_in(as_array, dtype):
+    for num_levels in (2, 3, 16, 100, 128, 200, 256) if dtype != "int8" else (2, 128):
+        levels = np.random.default_rng(0).integers(num_levels, size=(2, 3, 6, 7)).astype(dtype)
+        options = {"num_levels": num_levels, "num_channels": 3, "levels": True}
+        assert np.array_equal(levels_of(as_array(levels), **options), levels)
+        last = np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
+        assert np.array_equal(levels_of([as_array(image) for image in last], **options), levels)
+        assert np.array_equal(levels_of(as_array(levels), crop_size=5, **options), levels[..., :5, 1:6])
+    processor = PixelCNNImageProcessor(num_levels=2, levels=True, binarization="threshold", threshold=0)
+    assert processor(as_array(np.array([[0, 1]], dtype)))["pixel_values"][0].tolist() == [[[0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (np.array([[0, 16]]), ValueError, "`images` with `levels=True`: `levels` must lie in 0 … 15, got .* 0 to 16"),
+        ([np.array([[-1, 3]])], ValueError, r"`images\[0\]` with `levels=True`: `levels` must lie in 0 … 15"),
+        (np.array([[0.0, 1.0]]), TypeError, "`levels` must have an integer dtype, got float64"),
+        (torch.tensor([[True, False]]), TypeError, "`levels` must have an integer dtype, got bool"),
+        (Image.new("L", (2, 2)), TypeError, "`images` is a PIL image, which holds pixels; `levels=True` is for arrays"),
+    ],
+)
+def test_what_are_no_levels_is_not_read_as_levels(images, error, message):
+    with pytest.raises(error, match=message):
+        levels_of(images, num_levels=16, levels=True)
+
+
+@pytest.mark.parametrize("values", [[0, 1], [200, 255], [0, 15]])
+def test_sixteen_bits_that_would_all_be_black_are_refused(as_array, values):
+    wide = np.array([values], np.uint16)
+    message = (
+        rf"16-bit pixels, but values from {values[0]} to {values[1]}, .* dtype uint8; .* by 65535; .*`levels=True`"
+    )
+    image = Image.open(io.BytesIO(png_bytes(Image.fromarray(wide))))
+    assert image.mode.startswith("I;16")
+    for num_levels in (2, 16, 256):
+        for levels in (None, False):
+            with pytest.raises(ValueError, match="`images` has dtype uint16, " + message):
+                levels_of(as_array(wide), num_levels=num_levels, levels=levels)
+            with pytest.raises(ValueError, match=r"`images\[0\]` \(PIL mode I;16\) has dtype uint16, " + message):
+                levels_of([image], num_levels=num_levels, levels=levels)
+    assert np.array_equal(levels_of(as_array(wide), levels=True)[0, 0], wide)
+    assert np.array_equal(levels_of(as_array(wide.astype(np.uint8)))[0, 0], wide)
+    assert levels_of(as_array(wide / 65535)).max() <= 1
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_floats_from_0_to_1_give_back_their_pixels(as_array, dtype):
     floats = (np.arange(256) / 255).astype(dtype).reshape(16, 16)
@@ -546,7 +646,7 @@ def test_stochastic_levels_are_1_with_probability_pixel_over_255():
 
 def test_black_stays_black_whatever_is_drawn(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda size, **kwargs: torch.zeros(size, dtype=torch.float64))
-    levels = levels_of(np.array([[0, 1]], np.uint8), num_levels=2, binarization="stochastic")
+    levels = levels_of(np.array([[0, 1]], np.uint8), num_levels=2, levels=False, binarization="stochastic")
     assert levels.tolist() == [[[[0, 1]]]]
 
 
@@ -571,6 +671,7 @@ def test_without_a_generator_the_global_one_is_used():
         ({"num_levels": "8"}, ValueError, "`num_levels` .* got '8'"),
         ({"num_channels": 2}, ValueError, r"`num_channels` must be 1 \(grey\) or 3 .* got 2"),
         ({"num_channels": True}, ValueError, "`num_channels` .* got True"),
+        ({"levels": "yes"}, ValueError, "`levels` must be True, False or None, got 'yes'"),
         ({"binarization": "dither", "num_levels": 2}, ValueError, "None, 'threshold' or 'stochastic', got 'dither'"),
         ({"binarization": "threshold"}, ValueError, "`num_levels` is 256; pass `num_levels=2`"),
         ({"binarization": "stochastic", "num_levels": 3}, ValueError, "`num_levels` is 3; pass `num_levels=2`"),
@@ -669,6 +770,7 @@ def test_options_survive_saving_and_can_be_overridden_on_loading(tmp_path):
         "size": {"shortest_edge": 9},
         "crop_size": {"height": 8, "width": 7},
         "resample": Image.Resampling.BOX,
+        "levels": False,
         "binarization": "threshold",
         "threshold": 0,
         "input_data_format": "channels_last",
