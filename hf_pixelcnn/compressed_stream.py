@@ -4,11 +4,13 @@ The container of compressed images: bytes to a header, a comment and a payload, 
 A stream consists of a prefix (`PREFIX`: magic, format version, sizes, checksum of all the rest), a header in JSON (see
 [`StreamHeader`]), a comment of any bytes, and the payload, the coder's 32-bit words. All numbers are little-endian.
 
-Streams are untrusted input: everything is checked before it is used.
+Streams are untrusted input: everything is checked before it is used, and their text is for programs: in messages it is
+[`printable`].
 """
 
 import hashlib
 import json
+import math
 import struct
 from dataclasses import asdict, dataclass, fields
 
@@ -21,6 +23,11 @@ MAX_THREADS = 256
 
 class CompressedStreamError(ValueError):
     """A stream that is damaged, is none, or cannot be decoded by this model on this machine; the message says which."""
+
+
+def printable(text: str) -> str:
+    """Text of a stream for people: in ASCII, the rest as escapes, because a terminal obeys some characters."""
+    return ascii(text)[1:-1]
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,15 @@ class StreamHeader:
     probe: str
     pixels: str
 
+    @property
+    def num_dims(self) -> int:
+        """Dimensions of all images together."""
+        return math.prod(self.shape)
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{field.name}={getattr(self, field.name)!a}" for field in fields(self))
+        return f"StreamHeader({facts})"
+
     @classmethod
     def from_json(cls, text: bytes) -> "StreamHeader":
         try:
@@ -60,7 +76,7 @@ class StreamHeader:
         if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != types:
             raise CompressedStreamError("The header of the stream does not have the fields of this format version.")
         if len(values["shape"]) != 4 or not all(type(size) is int and 0 < size < 2**31 for size in values["shape"]):
-            raise CompressedStreamError(f"`shape` in the stream's header must be 4 counts, got {values['shape']}.")
+            raise CompressedStreamError(f"`shape` in the stream's header must be 4 counts, got {values['shape']!a}.")
         if not 1 <= values["threads"] <= MAX_THREADS:
             raise CompressedStreamError(
                 f"`threads` in the stream's header must be 1 ... {MAX_THREADS}, got {values['threads']}."
@@ -92,18 +108,36 @@ def write_stream(stream: CompressedStream) -> bytes:
     return PREFIX.pack(*facts, digest) + rest
 
 
-def read_stream(data: bytes) -> CompressedStream:
+def check_claim(header: StreamHeader, max_dims: int | None):
+    """Raise if a header claims more than `max_dims` dimensions."""
+    if max_dims is None:
+        return
+    if type(max_dims) is not int or max_dims < 1:
+        raise ValueError(f"`max_dims` must be a positive int, or None for no limit, got {max_dims!r}.")
+    if header.num_dims > max_dims:
+        images, channels, height, width = header.shape
+        raise CompressedStreamError(
+            f"The stream claims {images} images of {channels}×{height}×{width}, or {header.num_dims} dimensions; the "
+            f"limit is `max_dims={max_dims}`. If you trust who made it, pass `max_dims={header.num_dims}`."
+        )
+
+
+def read_stream(data: bytes, max_dims: int | None = None) -> CompressedStream:
     r"""
     Take a stream apart, without a model.
 
     Args:
         data (`bytes`): What [`compress`] returned.
+        max_dims (`int`, *optional*): How many dimensions, `images * channels * height * width`, the stream may claim.
+            `None` sets no limit: nothing is allocated for images here.
 
     Returns:
         [`CompressedStream`] with `header` ([`StreamHeader`]), `comment` and `payload`, both `bytes`.
 
     Raises:
-        CompressedStreamError: If it is no stream, of a newer format, cut, or damaged anywhere.
+        CompressedStreamError: If it is no stream, of a newer format, cut, damaged anywhere, or claims too much.
+        TypeError: If `data` is no bytes.
+        ValueError: If `max_dims` is no positive integer.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"A compressed stream must be bytes, got {type(data).__name__}.")
@@ -130,6 +164,7 @@ def read_stream(data: bytes) -> CompressedStream:
         raise CompressedStreamError("Invalid header or payload size.")
     header_end, comment_end = PREFIX.size + header_size, PREFIX.size + header_size + comment_size
     header = StreamHeader.from_json(data[PREFIX.size : header_end])
+    check_claim(header, max_dims)
     return CompressedStream(header, comment=data[header_end:comment_end], payload=data[comment_end:])
 
 

@@ -12,11 +12,13 @@ hash of the first probabilities and a checksum of the pixels catch what no name 
 
 Streams are untrusted input; their container is in compressed_stream.py. Encoders keep these rules, and decoders refuse
 what breaks them before they allocate anything: at most `MAX_COLUMNS` columns are in work at a time; a payload has at
-least one byte for every `MAX_DIMS_PER_BYTE` dimensions. And decoding stops as soon as the levels read so far are worth
-more bits than the payload has.
+least one byte for every `MAX_DIMS_PER_BYTE` dimensions. A decoder also has a limit of dimensions of its own,
+`max_dims`, because what a small stream claims can be hours of work. Until the hash of the first probabilities is right
+it keeps one row; and it stops as soon as the levels read so far are worth more bits than the payload has.
 """
 
 import contextlib
+import hashlib
 import importlib
 import importlib.metadata
 import json
@@ -36,15 +38,17 @@ from .compressed_stream import (
     CompressedStreamError,
     StreamHeader,
     checksum,
+    printable,
     read_stream,
     write_stream,
 )
-from .likelihood_causal_image import to_raster
+from .likelihood_causal_image import from_raster, to_raster
 from .sampling_causal_image import sample_cached, sampling_state
 from .version import __version__
 
 MAX_COLUMNS = 4096
 MAX_DIMS_PER_BYTE = 2048
+MAX_DIMS = 2**24  # 21,399 images of 28×28, 5,461 of 3×32×32, or one of 3×2048×2730: 160 MiB while decoding
 COST_SLACK_BITS = 64  # what the coder may leave in its state
 
 
@@ -94,7 +98,7 @@ DIFFERENCES = {
 def check_identity(model, header: StreamHeader):
     here = identity(model)
     found = [
-        text.format(getattr(header, name), here[name])
+        text.format(printable(getattr(header, name)), here[name])
         for name, text in DIFFERENCES.items()
         if getattr(header, name) != here[name]
     ]
@@ -105,14 +109,37 @@ def check_identity(model, header: StreamHeader):
 def check_sizes(header: StreamHeader, payload: bytes, num_channels: int):
     """Raise on a claim that no stream of this length can make."""
     images, channels, height, width = header.shape
-    num_dims = images * channels * height * width
     if channels != num_channels:
         raise CompressedStreamError(f"The stream has images of {channels} channels, the model has {num_channels}.")
-    if width > MAX_COLUMNS or num_dims > MAX_DIMS_PER_BYTE * len(payload):
+    if width > MAX_COLUMNS or header.num_dims > MAX_DIMS_PER_BYTE * len(payload):
         raise CompressedStreamError(
             f"The stream claims {images} images of {channels}×{height}×{width} dimensions, but no payload of "
             f"{len(payload)} bytes holds as much."
         )
+
+
+def level_dtype(num_levels: int) -> torch.dtype:
+    """The dtype in which levels are kept while others are decoded."""
+    return torch.uint8 if num_levels <= 256 else torch.int32
+
+
+@contextlib.contextmanager
+def contiguous_weights(model) -> Iterator[None]:
+    r"""
+    Lay out all parameters and buffers of a model contiguously, and as they were afterwards.
+
+    Convolutions of another memory format, such as channels last, round in another way: streams do not depend on it.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    others = [x for x in tensors if x.stride() != torch.empty(x.shape, device="meta").stride()]
+    before = [x.data for x in others]
+    try:
+        for x, data in zip(others, before, strict=True):
+            x.data = data.clone(memory_format=torch.contiguous_format)
+        yield
+    finally:
+        for x, data in zip(others, before, strict=True):
+            x.data = data
 
 
 @contextlib.contextmanager
@@ -149,7 +176,7 @@ class Probe:
             raise CompressedStreamError(
                 "The model computes other probabilities here than where the stream was made, although weights, dtype "
                 "and versions are the same: the processor, its libraries, torch's settings or the release of "
-                f"hf_pixelcnn, which was {self.header.hf_pixelcnn}, differ."
+                f"hf_pixelcnn, which was {printable(self.header.hf_pixelcnn)}, differ."
             )
 
 
@@ -190,14 +217,16 @@ class LevelWriter(LevelCoder):
     Encodes given images.
 
     Args:
-        levels (`np.ndarray` of shape `(images, dims)`): Levels in raster order, int32.
-        class_ids (`np.ndarray` of shape `(images,)`): int32; -1 for none.
+        levels (integer `torch.Tensor` of shape `(images, channels, height, width)`): Of the images.
+        class_ids (`torch.LongTensor` of shape `(images,)`, *optional*): Of the images.
         num_classes (`int`): Of the model.
     """
 
-    def __init__(self, levels: np.ndarray, class_ids: np.ndarray, num_classes: int):
+    def __init__(self, levels: torch.Tensor, class_ids: torch.Tensor | None, num_classes: int):
         super().__init__(num_classes)
-        self.given, self.given_class_ids = levels, class_ids
+        self.given = to_raster(levels).cpu().numpy().astype(np.int32)
+        class_ids = torch.full((len(levels),), -1) if class_ids is None else class_ids
+        self.given_class_ids = class_ids.cpu().numpy().astype(np.int32)
         self.encoder = self.stream.queue.RangeEncoder()
 
     def known_class_ids(self, images: slice) -> np.ndarray:
@@ -257,7 +286,7 @@ class LevelReader(LevelCoder):
 
 class CodedCanvas(Canvas):
     r"""
-    Images whose levels a [`LevelWriter`] or [`LevelReader`] decides.
+    Images whose levels a [`LevelWriter`] or [`LevelReader`] decides. `levels` are those of the row in work only.
 
     Args:
         distribution, shape, device, on_row: See [`Canvas`]; images beyond `images` are padding of level 0.
@@ -267,18 +296,35 @@ class CodedCanvas(Canvas):
     """
 
     def __init__(self, distribution, shape, device, on_row, coder, images: slice, probe: Probe):
-        super().__init__(distribution, shape, device, on_row)
+        batch, channels, height, width = shape
+        super().__init__(distribution, (batch, channels, 1, width), device, on_row)
+        self.shape, self.height = shape, height
         self.coder, self.images_coded, self.probe = coder, images, probe
         self.count = images.stop - images.start
+        self.finished = None  # levels `(count, dims)`
+
+    def level_logits(self, parameters, dimension):
+        return super().level_logits(parameters, dimension % self.levels.shape[1])
 
     def decide(self, parameters, dimension):
         logits = self.level_logits(parameters, dimension)[: self.count].cpu()
         probabilities = np.ascontiguousarray(logits.softmax(-1, dtype=torch.float64).numpy())
         self.probe.update(probabilities)
         levels = self.coder.levels(self.images_coded, dimension, probabilities)
-        column = self.levels[:, dimension]
+        column = self.levels[:, dimension % self.levels.shape[1]]
         column[: self.count] = torch.from_numpy(levels)
         return column
+
+    def finish_rows(self, start, end):
+        if self.finished is None:  # on a CPU this takes memory where it is written to only, row by row
+            size, dtype = self.height * self.levels.shape[1], level_dtype(self.distribution.num_levels)
+            self.finished = torch.empty(self.count, size, dtype=dtype, device=self.levels.device)
+        for row in range(start, end):
+            self.finished[:, self.row_dimensions(row)] = self.levels[: self.count]
+            self.on_row(row, self.levels)
+
+    def images(self):
+        return from_raster(self.finished, self.shape)
 
 
 def batches(num_images: int, width: int) -> tuple[int, list[slice]]:
@@ -302,7 +348,7 @@ def code_images(
             if model.config.num_classes:
                 class_ids = torch.full((size,), -1, device=model.device)
                 class_ids[:count] = torch.from_numpy(coder.class_ids(images))
-            with sampling_state(model):
+            with contiguous_weights(model), sampling_state(model):
                 canvas = CodedCanvas(
                     model.output_distribution,
                     (size, channels, height, width),
@@ -313,12 +359,14 @@ def code_images(
                     probe,
                 )
                 sample_cached(model, canvas, class_ids, keep_cache=False)
-            yield images, canvas.images()[:count]
+            yield images, canvas.images()
 
 
-def pixels_of(levels: torch.Tensor) -> bytes:
-    """Levels as the bytes that the checksum of the pixels is over."""
-    return levels.cpu().numpy().astype("<i4").tobytes()
+def add_pixels(digest: hashlib.blake2b, levels: torch.Tensor) -> hashlib.blake2b:
+    """Add levels `(images, channels, height, width)` to the checksum of the pixels; returns it."""
+    for plane in levels.cpu().flatten(0, 1):  # not all at once: as int32 they take more memory than the images
+        digest.update(plane.numpy().astype("<i4").tobytes())
+    return digest
 
 
 def compress(
@@ -363,9 +411,7 @@ def compress(
     if shape[3] > MAX_COLUMNS:
         raise ValueError(f"`pixel_values` must be at most {MAX_COLUMNS} wide, got a width of {shape[3]}.")
     class_ids = class_ids_for(class_ids, shape[0], model.config, model.device)
-    raster = to_raster(pixel_values).cpu().numpy().astype(np.int32)
-    known_ids = torch.full((shape[0],), -1) if class_ids is None else class_ids
-    writer = LevelWriter(raster, known_ids.cpu().numpy().astype(np.int32), model.config.num_classes)
+    writer = LevelWriter(pixel_values, class_ids, model.config.num_classes)
     probe, threads = Probe(shape), min(torch.get_num_threads(), MAX_THREADS)
     with num_threads(threads):
         for _ in code_images(model, shape, writer, probe, show_progress):
@@ -376,43 +422,50 @@ def compress(
         hf_pixelcnn=__version__,
         threads=threads,
         probe=probe.digest.hexdigest(),
-        pixels=checksum(pixels_of(pixel_values)).hexdigest(),
+        pixels=add_pixels(checksum(), pixel_values).hexdigest(),
     )
     data = write_stream(CompressedStream(header, comment, writer.payload()))
     if verify:
-        decompress(model, data, show_progress=show_progress)  # compares checksums of the pixels
+        decompress(model, data, max_dims=None, show_progress=show_progress)  # compares checksums of the pixels
     return data
 
 
-def decompress(model, data: bytes, *, show_progress: bool = False) -> torch.Tensor:
+def decompress(model, data: bytes, *, max_dims: int | None = MAX_DIMS, show_progress: bool = False) -> torch.Tensor:
     r"""
     The images of a stream.
 
     Args:
-        model: The model that compressed them.
+        model: The model that compressed them, in any memory format.
         data (`bytes`): What [`compress`] returned.
+        max_dims (`int`, defaults to 16,777,216): How many dimensions, `images * channels * height * width`, the stream
+            may claim; `None` sets no limit. Each takes up to 10 bytes of memory (16 with more than 256 levels), and in
+            large images about a millisecond: a small stream of a stranger can be hours of work.
         show_progress (`bool`, defaults to `False`): Show a progress bar over rows.
 
     Returns:
         `torch.LongTensor` of shape `(images, channels, height, width)` on the model's device.
 
     Raises:
-        CompressedStreamError: If the stream is damaged, or was made by another model, in another dtype, on other
-            hardware or with other versions. Images that are not exactly those compressed are never returned.
+        CompressedStreamError: If the stream is damaged, claims more than `max_dims`, or was
+            made by another model, in another dtype, on other hardware or with other versions. Images that are not
+            exactly those compressed are never returned.
+        TypeError: If `data` is no bytes, or `model` cannot draw images.
+        ValueError: If `max_dims` is no positive integer, or weights are not in memory.
         ImportError: If the package `constriction` is missing.
     """
     load_coder()
-    stream = read_stream(data)
+    stream = read_stream(data, max_dims)
     header = stream.header
     check_identity(model, header)
     check_sizes(header, stream.payload, model.config.num_channels)
     reader = LevelReader(stream.payload, model.config.num_classes)
-    levels = torch.empty(header.shape, dtype=torch.long, device=model.device)
-    pixels = checksum()
+    levels, pixels = None, checksum()
     with num_threads(header.threads):
         for images, part in code_images(model, header.shape, reader, Probe(header.shape, header), show_progress):
+            add_pixels(pixels, part)
+            if levels is None:  # now that the probe is right
+                levels = torch.empty(header.shape, dtype=torch.long, device=model.device)
             levels[images] = part
-            pixels.update(pixels_of(part))
     if pixels.hexdigest() != header.pixels:
         raise CompressedStreamError(
             "The decoded images are not those that were compressed: the model computes other probabilities here."

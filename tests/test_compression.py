@@ -5,6 +5,7 @@ import json
 import math
 import random
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -135,6 +136,29 @@ def test_weights_behind_a_mask_do_not_matter(family, tmp_path):
     data = compress(model, levels)
     model.save_pretrained(tmp_path)
     assert torch.equal(decompress(type(model).from_pretrained(tmp_path), data), levels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streams_do_not_depend_on_the_memory_format_of_the_weights(family, dtype):
+    config = {"num_channels": 3, "num_levels": 4, "num_classes": 2, "hidden_size": 96, "first_kernel_size": 7}
+    model = build_model(family, **config).to(dtype)
+    inputs = random_inputs(model, height=9, width=8)
+    data = compress(model, **inputs)
+    model.to(memory_format=torch.channels_last)
+    tensors = [*model.parameters(), *model.buffers()]
+    strides = [x.stride() for x in tensors]
+    assert not all(x.is_contiguous() for x in tensors)
+    assert compress(model, **inputs) == data
+    assert torch.equal(decompress(model, data), inputs["pixel_values"])
+    with pytest.raises(CompressedStreamError):
+        decompress(model, forge(data, pixels="0"))
+    assert [x.stride() for x in tensors] == strides
+    with torch.no_grad():
+        for parameter in model.parameters():  # laid out in reverse: no format has this order
+            parameter.data = (
+                parameter.data.permute(*range(parameter.ndim)[::-1]).contiguous().permute(*range(parameter.ndim)[::-1])
+            )
+    assert torch.equal(decompress(model, data), inputs["pixel_values"])
 
 
 def test_the_model_stays_as_it_is(model, levels):
@@ -314,6 +338,109 @@ def test_a_payload_that_is_worth_less_than_claimed_ends_the_work_early(model, le
         with pytest.raises(CompressedStreamError):
             decompress(model, forge(data, payload=wrong, shape=[1, 1, most, 8]))
     assert len(steps) < 3 * 20 * levels.numel()  # of millions
+
+
+def huge(model, size=262_000, **changes):
+    """A stream of this many bytes that claims one image as large as they allow, in all but its probe well-formed."""
+    data = forge(compress(model, torch.zeros(1, 1, 8, 8, dtype=torch.long)), payload=bytes(size // 4 * 4))
+    return forge(data, shape=[1, 1, size // 4 * 4, 2048], **changes)
+
+
+def test_a_small_stream_may_not_claim_more_dimensions_than_the_limit(model, levels, monkeypatch):
+    data = huge(model, 16_400)
+    text = r"claims 1 images of 1×16400×2048, or 33587200 dimensions; the limit is `max_dims=16777216`.*33587200`"
+    assert read_stream(data).header.num_dims == 33_587_200  # to look at it costs nothing
+    with pytest.raises(CompressedStreamError, match=text):
+        read_stream(data, max_dims=2**24)
+    began = []
+    monkeypatch.setattr(codec, "code_images", lambda *args: began.append(args) or [])
+    with pytest.raises(CompressedStreamError, match=text):
+        decompress(model, data)
+    assert not began
+    for max_dims in (33_587_200, None):
+        with pytest.raises(CompressedStreamError, match="not those that were compressed"):
+            decompress(model, data, max_dims=max_dims)
+    assert len(began) == 2
+    for max_dims in (0, -1, 1e9, True, "9"):
+        with pytest.raises(ValueError, match="`max_dims` must be a positive int, or None for no limit"):
+            decompress(model, data, max_dims=max_dims)
+
+
+def test_the_limit_is_of_all_images_together_and_verifying_has_none(model, levels, monkeypatch):
+    data = compress(model, levels)
+    assert torch.equal(decompress(model, data, max_dims=6 * 64), levels)
+    with pytest.raises(CompressedStreamError, match="claims 6 images of 1×8×8, or 384 dimensions"):
+        decompress(model, data, max_dims=6 * 64 - 1)
+    monkeypatch.setattr(codec, "MAX_DIMS", 1)
+    monkeypatch.setitem(decompress.__kwdefaults__, "max_dims", 1)
+    assert compress(model, levels, verify=True) == data
+
+
+def test_before_the_probe_is_right_a_stream_takes_little_memory(model):
+    script = f"""
+import resource, sys
+sys.path[:0] = {sys.path!r}
+import torch
+from test_compression import build_model, codec, decompress, huge
+model = build_model("gated_pixelcnn", num_levels=5, image_size=8)
+small, large = huge(model, 4000), huge(model, 262_000)
+used = []
+for data in (small, large):
+    try:
+        decompress(model, data, max_dims=None)
+    except codec.CompressedStreamError as error:
+        assert "computes other probabilities" in str(error), error
+    used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(used[1] - used[0])
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 20_000  # kB; the images as int64 are 4.3 GB
+
+
+def test_while_decoding_a_row_is_kept_as_levels_and_the_rest_in_bytes(model, levels, monkeypatch):
+    data = compress(model, levels)
+    seen = []
+    decide = codec.CodedCanvas.decide
+
+    def look(canvas, parameters, dimension):
+        seen.append((tuple(canvas.levels.shape), None if canvas.finished is None else canvas.finished.dtype))
+        return decide(canvas, parameters, dimension)
+
+    monkeypatch.setattr(codec.CodedCanvas, "decide", look)
+    decompress(model, data)
+    assert seen == [((6, 8), None)] * 8 + [((6, 8), torch.uint8)] * 56
+    codes = build_model("gated_pixelcnn", num_levels=300, input_encoding="embedding")
+    inputs = random_inputs(codes)
+    assert torch.equal(decompress(codes, compress(codes, **inputs)), inputs["pixel_values"])
+
+
+def test_text_of_a_stream_is_shown_in_escapes(model, levels):
+    data, nasty = compress(model, levels), "9\x1b]0;owned\x07\x1b[2J\u202e\nx é"
+    shown = r"9\x1b]0;owned\x07\x1b[2J\u202e\nx \xe9"
+    for field in ("dtype", "config", "weights", "hardware", "torch", "constriction"):
+        with pytest.raises(CompressedStreamError) as error:
+            decompress(model, forge(data, **{field: nasty}))
+        assert shown in str(error.value)
+        assert str(error.value).isascii()
+    with pytest.raises(CompressedStreamError, match="computes other probabilities") as error:
+        decompress(model, forge(data, probe="0" * 32, hf_pixelcnn=nasty))
+    assert shown in str(error.value)
+    stream = read_stream(forge(data, hf_pixelcnn=nasty, torch=nasty))
+    for printed in (str(stream.header), repr(stream)):
+        assert shown in printed
+        assert printed.isascii()
+    header = {**dataclasses.asdict(stream.header), "shape": [nasty, "é", {"\x1b": "\x9b"}]}
+    with pytest.raises(CompressedStreamError, match="must be 4 counts, got") as error:
+        decompress(model, forge_header(data, json.dumps(header, ensure_ascii=False).encode()))
+    assert str(error.value).isascii()
+
+
+def test_a_deeply_nested_shape_is_refused_at_every_depth(model, levels):
+    data = compress(model, levels)
+    header = json.dumps({**dataclasses.asdict(read_stream(data).header), "shape": "HERE"})
+    for depth in (1, 10, *range(100, 1700, 13)):
+        with pytest.raises(CompressedStreamError):
+            decompress(model, forge_header(data, header.replace('"HERE"', "[" * depth + "]" * depth).encode()))
 
 
 @pytest.mark.slow
