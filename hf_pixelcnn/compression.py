@@ -23,6 +23,7 @@ import importlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 from collections.abc import Iterator
 
@@ -121,6 +122,29 @@ def check_sizes(header: StreamHeader, payload: bytes, num_channels: int):
 def level_dtype(num_levels: int) -> torch.dtype:
     """The dtype in which levels are kept while others are decoded."""
     return torch.uint8 if num_levels <= 256 else torch.int32
+
+
+def fits_in_memory(size: int, device: torch.device) -> bool:
+    """Whether so many bytes can be allocated, as far as can be told without using them."""
+    try:
+        torch.empty(size, dtype=torch.uint8, device=device)  # on a CPU memory is taken when it is written to
+    except RuntimeError:
+        return False
+    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as lines:
+            return not any(size > 1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return True
+
+
+def check_memory(header: StreamHeader, num_levels: int, device: torch.device):
+    """Raise if there is no room for the images of a stream: as they are decoded, in order, and as they are returned."""
+    size = header.num_dims * (2 * level_dtype(num_levels).itemsize + torch.long.itemsize)
+    if not fits_in_memory(size, device):
+        images, channels, height, width = header.shape
+        raise CompressedStreamError(
+            f"The stream claims {images} images of {channels}×{height}×{width}; to decode them takes {size} bytes of "
+            f"memory on {device}, more than is free."
+        )
 
 
 @contextlib.contextmanager
@@ -446,7 +470,7 @@ def decompress(model, data: bytes, *, max_dims: int | None = MAX_DIMS, show_prog
         `torch.LongTensor` of shape `(images, channels, height, width)` on the model's device.
 
     Raises:
-        CompressedStreamError: If the stream is damaged, claims more than `max_dims`, or was
+        CompressedStreamError: If the stream is damaged, claims more than `max_dims` or the memory that is free, or was
             made by another model, in another dtype, on other hardware or with other versions. Images that are not
             exactly those compressed are never returned.
         TypeError: If `data` is no bytes, or `model` cannot draw images.
@@ -458,6 +482,7 @@ def decompress(model, data: bytes, *, max_dims: int | None = MAX_DIMS, show_prog
     header = stream.header
     check_identity(model, header)
     check_sizes(header, stream.payload, model.config.num_channels)
+    check_memory(header, model.config.num_levels, model.device)
     reader = LevelReader(stream.payload, model.config.num_classes)
     levels, pixels = None, checksum()
     with num_threads(header.threads):

@@ -376,6 +376,24 @@ def test_the_limit_is_of_all_images_together_and_verifying_has_none(model, level
     assert compress(model, levels, verify=True) == data
 
 
+def test_images_that_memory_does_not_hold_are_refused_with_their_size(model, levels, monkeypatch):
+    data = compress(model, levels)
+    asked = []
+    monkeypatch.setattr(codec, "fits_in_memory", lambda size, device: asked.append((size, str(device))))
+    with pytest.raises(
+        CompressedStreamError, match=r"6 images of 1×8×8; to decode them takes 3840 bytes of memory on c"
+    ):
+        decompress(model, data)
+    assert asked == [(3840, "cpu")]
+
+
+def test_what_fits_in_memory_is_told_without_using_it():
+    device = torch.device("cpu")
+    assert codec.fits_in_memory(2**20, device)
+    assert not codec.fits_in_memory(2**50, device)
+    assert not codec.fits_in_memory(2**62, device)
+
+
 def test_before_the_probe_is_right_a_stream_takes_little_memory(model):
     script = f"""
 import resource, sys
@@ -384,6 +402,7 @@ import torch
 from test_compression import build_model, codec, decompress, huge
 model = build_model("gated_pixelcnn", num_levels=5, image_size=8)
 small, large = huge(model, 4000), huge(model, 262_000)
+codec.fits_in_memory = lambda size, device: True
 used = []
 for data in (small, large):
     try:
