@@ -364,8 +364,11 @@ class CausalImagePreTrainedModel(PreTrainedModel):
             )
             own._auto_class = None  # transformers would say the same, with the whole model in the message
             return {}
-        return {
-            cls._auto_class: f"{own.__module__.split('.')[-1]}.{cls.__name__}"
+        file = own.__module__.split(".")[-1]
+        known = (getattr(self.config, "auto_map", None) or {}).items()  # remote code registers only what was loaded
+        known = [(auto_class, name.split("--")[-1]) for auto_class, name in known]
+        return {auto_class: name for auto_class, name in known if name.split(".")[0] == file} | {
+            cls._auto_class: f"{file}.{cls.__name__}"
             for cls in vars(module).values()
             if isinstance(cls, type)
             and cls.__module__ == own.__module__

@@ -246,6 +246,34 @@ def test_a_subclass_is_saved_with_the_names_of_its_own_module_alone(tmp_path, pl
         assert (tmp_path / "saved" / "users_module.py").exists()
 
 
+def test_remote_code_names_all_its_classes_when_it_is_saved_again(tmp_path):
+    build_model("gated_pixelcnn").save_pretrained(tmp_path / "first")
+    code = """
+import sys
+sys.modules["hf_pixelcnn"] = None
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules")
+model.save_pretrained(sys.argv[2])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "first", tmp_path / "again"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path)},
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    first, again = (
+        json.loads((tmp_path / name / "config.json").read_text())["auto_map"] for name in ("first", "again")
+    )
+    assert again == first
+    assert {path.name for path in (tmp_path / "again").glob("*.py")} == {
+        path.name for path in (tmp_path / "first").glob("*.py")
+    }
+
+
 def test_a_body_names_no_class_whose_file_it_does_not_bring(family, tmp_path):
     model = build_model(family)
     model.save_pretrained(tmp_path / "whole")
