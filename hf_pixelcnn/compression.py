@@ -323,9 +323,10 @@ class CodedCanvas(Canvas):
         batch, channels, height, width = shape
         super().__init__(distribution, (batch, channels, 1, width), device, on_row)
         self.shape, self.height = shape, height
+        self.num_levels = distribution.num_levels
         self.coder, self.images_coded, self.probe = coder, images, probe
         self.count = images.stop - images.start
-        self.finished = None  # levels `(count, dims)`
+        self.finished: torch.Tensor | None = None  # levels `(count, dims)`, from the first whole row on
 
     def level_logits(self, parameters, dimension):
         return super().level_logits(parameters, dimension % self.levels.shape[1])
@@ -341,13 +342,14 @@ class CodedCanvas(Canvas):
 
     def finish_rows(self, start, end):
         if self.finished is None:  # on a CPU this takes memory where it is written to only, row by row
-            size, dtype = self.height * self.levels.shape[1], level_dtype(self.distribution.num_levels)
+            size, dtype = self.height * self.levels.shape[1], level_dtype(self.num_levels)
             self.finished = torch.empty(self.count, size, dtype=dtype, device=self.levels.device)
         for row in range(start, end):
             self.finished[:, self.row_dimensions(row)] = self.levels[: self.count]
             self.on_row(row, self.levels)
 
     def images(self):
+        assert self.finished is not None, "no row was finished"
         return from_raster(self.finished, self.shape)
 
 
@@ -484,12 +486,12 @@ def decompress(model, data: bytes, *, max_dims: int | None = MAX_DIMS, show_prog
     check_sizes(header, stream.payload, model.config.num_channels)
     check_memory(header, model.config.num_levels, model.device)
     reader = LevelReader(stream.payload, model.config.num_classes)
-    levels, pixels = None, checksum()
+    levels, pixels = torch.empty(0, dtype=torch.long, device=model.device), checksum()
     with num_threads(header.threads):
         for images, part in code_images(model, header.shape, reader, Probe(header.shape, header), show_progress):
             add_pixels(pixels, part)
-            if levels is None:  # now that the probe is right
-                levels = torch.empty(header.shape, dtype=torch.long, device=model.device)
+            if not levels.numel():  # now that the probe is right
+                levels = levels.new_empty(header.shape)
             levels[images] = part
     if pixels.hexdigest() != header.pixels:
         raise CompressedStreamError(

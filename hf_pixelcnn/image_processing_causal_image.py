@@ -264,7 +264,7 @@ def _as_numpy(image: np.ndarray | torch.Tensor) -> np.ndarray:
 def _pixels_of_levels(array: np.ndarray, num_levels: int, where: str) -> np.ndarray:
     """The 8-bit pixels that `post_process` makes of levels."""
     try:
-        return dequantize(array, num_levels)
+        return np.asarray(dequantize(array, num_levels))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where} with `levels=True`: {error}") from error
 
@@ -701,9 +701,10 @@ class PixelCNNImageProcessor(PilBackend):
         **kwargs,
     ) -> list[np.ndarray]:
         """The images of any accepted input as a list of uint8 `(num_channels, height, width)`."""
-        in_list = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-        named = {"`images`": images}
-        if in_list:
+        named: dict[str, Any] = {"`images`": images}
+        in_list = False
+        if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+            in_list = True
             named = {f"`images[{index}]`": image for index, image in enumerate(_flatten(images))}
         if not named:
             raise ValueError("`images` is empty. Pass at least one image.")

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
 from hf_pixelcnn.compressed_stream import read_stream
-from hf_pixelcnn.compression import batches
+from hf_pixelcnn.compression import MAX_DIMS, batches
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
@@ -62,6 +62,7 @@ class DecompressArguments:
     model: str = field(metadata={"help": "The model that compressed the images."})
     input: str = field(metadata={"help": "File that `compress` wrote."})
     output: str = field(metadata={"help": "PNG file for one image, or folder to make for all."})
+    max_dims: int = field(default=MAX_DIMS, metadata={"help": "Most dimensions, of all images, that a file may have."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
 
 
@@ -69,6 +70,7 @@ class DecompressArguments:
 class VerifyArguments:
     model: str = field(metadata={"help": "The model that compressed the images."})
     input: str = field(metadata={"help": "File that `compress` wrote."})
+    max_dims: int = field(default=MAX_DIMS, metadata={"help": "Most dimensions, of all images, that a file may have."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
 
 
@@ -208,7 +210,7 @@ def open_stream(args) -> tuple:
     try:
         comment = read_stream(data).comment
         model, processor = load_with_processor(args)
-        levels = decompress(model, data, show_progress=True)
+        levels = decompress(model, data, max_dims=args.max_dims, show_progress=True)
         names = unpack_names(comment, len(levels))
     except (ValueError, ImportError) as error:
         raise InputError(f"{args.input}: {error}") from error
@@ -278,7 +280,7 @@ def measure_levels(model, pixel_values: torch.Tensor, class_ids: torch.Tensor | 
     watch = Stopwatch()
     try:
         data = watch.time("compress", compress, model, pixel_values, class_ids, show_progress=True)
-        restored = watch.time("decompress", decompress, model, data, show_progress=True)
+        restored = watch.time("decompress", decompress, model, data, max_dims=None, show_progress=True)
     except (ValueError, ImportError) as error:
         raise InputError(str(error)) from error
     nats = nats_of(model, pixel_values, class_ids)
