@@ -110,6 +110,10 @@ def publish(folder: Path) -> dict:
     script.main([*words, "--commit_message", "New score", "--max_shard_size", "3KB", "--revision", "v2"])
     seen["private, but known"] = error_of(script.main, [*words, "--private", "true"])
     script.main([*words[:2], "--repo_id", "tester/secret", "--private", "true"])
+    script.HfApi().create_repo("tester/else")
+    for name in ("model.safetensors", "LICENSE"):
+        script.HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id="tester/else")
+    seen["of somebody else"] = error_of(script.main, [*words[:2], "--repo_id", "tester/else"])
     os.environ["HF_TOKEN"] = "hf_reader"
     seen["reader, known repo"] = error_of(script.main, [*words, "--commit_message", "Not allowed"])
     return seen

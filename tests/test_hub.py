@@ -143,6 +143,14 @@ def test_publishing_privately_makes_a_private_repository_or_refuses(hub, publish
     assert "tester/published exists and is public" in published["private, but known"]
 
 
+def test_a_repository_of_something_else_is_left_alone(hub, published):
+    message = "did not write, which would be replaced or deleted: LICENSE, model.safetensors."
+    assert message in published["of somebody else"]
+    files = hub.repos["models", "tester/else"].branches["main"][-1].files
+    assert {"LICENSE", "model.safetensors"} <= set(files)
+    assert "README.md" not in files
+
+
 def test_publishing_without_the_right_to_write_says_so_and_publishes_nothing(hub, published):
     assert "error: publishing needs a token: log in with `hf auth login`" in published["token ''"]
     assert "error: the Hub does not accept the token" in published["token 'hf_wrong'"]

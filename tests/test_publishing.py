@@ -120,13 +120,76 @@ def test_a_published_folder_is_brought_up_to_date_in_place(run, tmp_path, unchec
 
 
 def test_folders_that_hold_something_else_are_left_alone(run, tmp_path, unchecked):
-    before = sorted(path.name for path in run.iterdir())
-    assert "is not what this script writes" in one_line_error(publish.main, ["--model", run, "--output_dir", run])
-    (run / "README.md").write_text("mine")
-    (run / "trainer_state.json").write_text("{}")
-    (run / "loss_curve.png").write_text("")
-    assert "holds loss_curve.png" in one_line_error(publish.main, ["--model", run, "--output_dir", run])
-    assert set(before) < {path.name for path in run.iterdir()}
+    def refused(place):
+        return one_line_error(publish.main, ["--model", run, "--output_dir", place])
+
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert "holds files that this script did not write" in refused(run)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "README.md").write_text("mine")
+    (notes / "analysis.py").write_text("")
+    assert "did not write (README.md, analysis.py)" in refused(notes)
+    publish.main(["--model", str(run), "--output_dir", str(tmp_path / "hub")])
+    for name in ("loss_curve.png", "mine.py"):
+        (tmp_path / "hub" / name).write_text("")
+        assert f"did not write ({name})" in refused(tmp_path / "hub")
+        (tmp_path / "hub" / name).unlink()
+    (tmp_path / "hub" / "folder").mkdir()
+    assert "did not write (folder)" in refused(tmp_path / "hub")
+    (tmp_path / "hub" / "folder").rmdir()
+    (tmp_path / "link").symlink_to(tmp_path / "hub")
+    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("link", "notes.txt"):
+        assert f"{name} is a file or a link, not a folder" in refused(tmp_path / name)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_the_only_copy_of_a_model_survives_a_rename_that_fails(run, tmp_path, unchecked, monkeypatch, failing, error):
+    hub = tmp_path / "hub"
+    publish.main(["--model", str(run), "--output_dir", str(hub)])
+    before = {path.name: path.read_bytes() for path in hub.iterdir()}
+    rename, calls = Path.rename, []
+
+    def fails_once(path, target):
+        calls.append(path)
+        if len(calls) == failing:
+            raise error("no")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        publish.main(["--model", str(hub), "--output_dir", str(hub)])
+    assert {path.name: path.read_bytes() for path in hub.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "hub"}
+
+
+@pytest.mark.parametrize("state", ["half a new one", "the old one aside", "both in place"])
+def test_the_next_call_clears_what_a_killed_one_left(run, tmp_path, unchecked, state):
+    hub = tmp_path / "hub"
+    publish.main(["--model", str(run), "--output_dir", str(hub)])
+    before = {path.name for path in hub.iterdir()}
+    new, old = published_folder.beside(hub, "new"), published_folder.beside(hub, "old")
+    if state == "half a new one":
+        new.mkdir()
+    else:
+        shutil.copytree(hub, old)
+    if state == "the old one aside":
+        shutil.rmtree(hub)
+    publish.main(["--model", str(hub), "--output_dir", str(hub)])
+    assert {path.name for path in hub.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "hub"}
+
+
+def test_a_broken_model_is_not_published(run, unchecked):
+    weights = load_file(run / "model.safetensors")
+    weights["head.layers.0.bias"][0] = torch.nan
+    save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
+    assert "NaN or infinite numbers are in 1 of its tensors" in one_line_error(publish.main, ["--model", run])
+    assert not (run / "hub").exists()
 
 
 def test_what_cannot_be_published_is_answered_in_one_line(run, tmp_path, unchecked):

@@ -1,6 +1,8 @@
 """Promises of one line that nothing else holds: initial values, floors, what is read from where, and when."""
 
+import json
 import math
+import os
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ from hf_pixelcnn.caching_causal_image import SamplingCache
 from hf_pixelcnn.checks_causal_image import check_levels
 from hf_pixelcnn.compression import identity
 from hf_pixelcnn.modeling_causal_image import PixelEncoding
-from hf_pixelcnn.training import InputError, load_model
+from hf_pixelcnn.training import InputError, load_model, write_json, written_beside
+from hf_pixelcnn.training.records import public_words
 from hf_pixelcnn.training.trainer import WeightAverage
 
 
@@ -199,3 +202,28 @@ def test_classes_may_be_a_range_names_or_an_array():
     with pytest.raises(ValueError, match="There is no class 'd'; the model has"):
         model.generate(class_ids="d")
     assert model.generate(**conditions(model, 2)).shape[0] == 2
+
+
+def test_a_command_that_is_kept_holds_no_secret():
+    secrets = ["--hub_token", "hf_x", "--hub_token=hf_x", "--push_to_hub_token", "hf_x"]
+    words = [*secrets, "--seed", "1", "x_token"]
+    assert public_words(words) == ["--seed", "1", "x_token"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, error):
+    path = tmp_path / "new folder" / "results.json"
+    write_json({"a": 1}, path)
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+
+    def fails(*args):
+        raise error("no space")
+
+    with pytest.raises(error), written_beside(path) as beside:
+        beside.write_text("half")
+        raise error("no space")
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(error):
+        write_json({"a": 2}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [other.name for other in path.parent.iterdir()] == ["results.json"]

@@ -14,7 +14,8 @@ to date (`make cards`). The token comes from `hf auth login` or HF_TOKEN.
 """
 
 import contextlib
-import tempfile
+import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,16 @@ from command_line import CommandLineParser, one_line_errors
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from published_folder import FolderArguments, check_folder, check_may_be_replaced, write_folder
+from published_folder import (
+    FolderArguments,
+    beside,
+    check_folder,
+    check_may_be_replaced,
+    not_written,
+    recover,
+    replace,
+    write_folder,
+)
 
 from hf_pixelcnn.training import InputError
 
@@ -52,6 +62,20 @@ def hub_errors(repo_id: str):
         raise InputError(f"{repo_id} was not published: {error}") from error
 
 
+def check_repository_may_be_replaced(api: HfApi, args: PublishArguments, names: set[str]):
+    """Raise if a repository holds files that this script did not write: all but the new ones would go."""
+
+    def text(name: str) -> str:
+        path = api.hf_hub_download(args.repo_id, name, revision=args.revision) if name in names else None
+        return Path(path).read_text(encoding="utf-8") if path else ""
+
+    if foreign := not_written(names, text("README.md"), json.loads(text("config.json") or "{}")):
+        raise InputError(
+            f"{args.repo_id} holds files that this script did not write, which would be replaced or deleted: "
+            f"{', '.join(foreign)}. Choose another --repo_id, or delete them on the Hub first."
+        )
+
+
 def push_folder(folder: Path, args: PublishArguments) -> str:
     r"""
     Make the repository hold what `folder` holds, in one commit.
@@ -67,7 +91,9 @@ def push_folder(folder: Path, args: PublishArguments) -> str:
         if args.revision:
             api.create_branch(args.repo_id, branch=args.revision, exist_ok=True)
         files = {path.name: path for path in folder.iterdir()}
-        gone = set(api.list_repo_files(args.repo_id, revision=args.revision)) - set(files) - {".gitattributes"}
+        held = set(api.list_repo_files(args.repo_id, revision=args.revision)) - {".gitattributes"}
+        check_repository_may_be_replaced(api, args, held)
+        gone = held - set(files)
         # Not `upload_folder`, which may split its work into several commits.
         commit = api.create_commit(
             args.repo_id,
@@ -94,16 +120,16 @@ def main(arguments: list[str] | None = None):
         with hub_errors(args.repo_id):  # before any work
             HfApi().whoami()
     target = Path(args.output_dir or Path(args.model, "hub"))
+    recover(target)
     check_may_be_replaced(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        folder = Path(scratch, target.name)
-        folder.mkdir()
+    folder = beside(target, "new")
+    folder.mkdir(parents=True)
+    try:
         model = write_folder(folder, args.repo_id or str(target), args.repo_id is not None, args)
         check_folder(folder, model)
-        if target.exists():
-            target.rename(Path(scratch, "earlier"))
-        folder.rename(target)
+        replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {len(list(target.iterdir()))} files, {size / 1e6:.1f} MB, works without the package")
     if is_pushed:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +21,17 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+import hf_pixelcnn
 from hf_pixelcnn import FAMILIES, PixelCNNImagePipeline
-from hf_pixelcnn.training import InputError, draw_samples, load_model, model_card, write_json
+from hf_pixelcnn.training import InputError, check_finite, draw_samples, load_model, model_card, write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 PRIVATE = re.compile(  # absolute paths, home and parent folders; tokens; credentials and user names in URLs
     r"""(^|[\s=,;\[({"'])(/\w|~|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|hf_[A-Za-z0-9]{20,}|://[^/\s]*@|\w@[\w.-]+:"""
 )
-WRITTEN = ("README.md", "*.json", "model*.safetensors", "*.py", "samples.png", "recipe.yaml")
+WRITTEN = ("README.md", "*.json", "model*.safetensors", "samples.png", "recipe.yaml")
+MARK = "With the `hf_pixelcnn` package installed"  # which every card says
+MODULES = {path.name for path in Path(hf_pixelcnn.__file__).parent.glob("*.py")}
 
 
 @dataclass
@@ -133,6 +137,7 @@ def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArgument
     model, processor = load_model(args.model, dtype="auto")
     if model.config.model_type not in FAMILIES:
         raise InputError(f"{args.model} is a {model.config.model_type}, not one of {', '.join(FAMILIES)}.")
+    check_finite(model)
     if processor is None:
         model.save_pretrained(folder, max_shard_size=args.max_shard_size)
     else:  # also writes what `pipeline(model=..., trust_remote_code=True)` needs
@@ -192,12 +197,58 @@ def check_folder(folder: Path, model: PreTrainedModel):
         raise InputError("loaded without the package, the model draws another image: nothing was published.")
 
 
+def not_written(names: Iterable[str], card: str, config: dict) -> list[str]:
+    r"""
+    Which files `publish.py` did not write.
+
+    Args:
+        names (iterable of `str`): The files of a folder or repository.
+        card (`str`): The text of its README.md; without [`MARK`] in it, none of the files is one of ours.
+        config (`dict`): Its config.json, which names source files of a family outside the package.
+    """
+    sources = MODULES | {f"{name.split('.')[0]}.py" for name in config.get("auto_map", {}).values()}
+    return sorted(
+        name
+        for name in names
+        if MARK not in card or (name not in sources and not any(fnmatch.fnmatch(name, known) for known in WRITTEN))
+    )
+
+
 def check_may_be_replaced(folder: Path):
-    """Raise if `folder` holds anything that an earlier call would not have written."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir() or not any(fnmatch.fnmatch(path.name, pattern) for pattern in WRITTEN):
-            raise InputError(f"{folder} would be replaced, but holds {path.name}: choose another --output_dir.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "README.md").exists():
+    """Raise if `folder` is no folder, or holds anything that an earlier call did not write."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise InputError(f"{folder} is a file or a link, not a folder: choose another --output_dir.")
+    paths = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
+    card, config = (paths[name].read_text("utf-8") if name in paths else "" for name in ("README.md", "config.json"))
+    folders = [name for name, path in paths.items() if path.is_dir()]
+    if foreign := folders + not_written(paths.keys() - set(folders), card, json.loads(config or "{}")):
         raise InputError(
-            f"{folder} would be replaced, but is not what this script writes: choose another --output_dir."
+            f"{folder} would be replaced, but holds files that this script did not write "
+            f"({', '.join(foreign[:5])}{', ...' * (len(foreign) > 5)}): choose another --output_dir."
         )
+
+
+def beside(folder: Path, what: str) -> Path:
+    """The hidden folder next to `folder` that holds its `new` content before it takes its place, or the `old` after."""
+    return folder.absolute().with_name(f".{folder.absolute().name}-{what}")
+
+
+def recover(folder: Path):
+    """Undo what a killed call left beside `folder`: half a new one, or the old one already out of the way."""
+    shutil.rmtree(beside(folder, "new"), ignore_errors=True)
+    if (old := beside(folder, "old")).exists():
+        shutil.rmtree(old) if folder.exists() else old.rename(folder)
+
+
+def replace(folder: Path):
+    """Let the new content of `folder` take its place; on any error the old one is back."""
+    old = beside(folder, "old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        beside(folder, "new").rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

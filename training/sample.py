@@ -38,6 +38,7 @@ from hf_pixelcnn.training import (
     completion_grid,
     load_model,
     load_split,
+    written_beside,
 )
 
 
@@ -239,7 +240,8 @@ def main(arguments: list[str] | None = None):
     PartialState().destroy_process_group()
     if not is_main:
         return
-    draw_picture(args, config, processor, given, levels).save(args.output)
+    with written_beside(args.output) as beside:
+        draw_picture(args, config, processor, given, levels).save(beside)
     if args.num_resamples is not None:
         print(
             f"effective sample size of {args.num_resamples} candidates: mean {sample_size.mean():.1f}, "

@@ -54,6 +54,7 @@ from hf_pixelcnn.training import (
     score,
     stored,
     write_json,
+    write_text,
 )
 
 INIT_IMAGES = 64  # to which weight-normalised layers are fitted before training
@@ -469,7 +470,7 @@ def main(arguments: list[str] | None = None):
     # From here on only the saved files are used: the numbers belong to what others will load.
     output = Path(args.output_dir)
     if parser.recipe is not None:
-        (output / "recipe.yaml").write_text(parser.recipe, encoding="utf-8")
+        write_text(parser.recipe, output / "recipe.yaml")
     draw_loss_curve(
         trainer.state.log_history, output / "loss_curve.png", f"{data_args.dataset}, {model.config.model_type}"
     )

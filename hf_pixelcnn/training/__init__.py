@@ -20,7 +20,7 @@ from .pictures import (
     draw_regions,
     draw_samples,
 )
-from .records import has_fast_bfloat16, keep_freed_memory, run_facts, write_json
+from .records import has_fast_bfloat16, keep_freed_memory, run_facts, write_json, write_text, written_beside
 from .saved_models import check_finite, choose_device, load_classifier, load_model, load_processor
 from .scoring import (
     calibration_error,
@@ -74,4 +74,6 @@ __all__ = [
     "split_nats",
     "stored",
     "write_json",
+    "write_text",
+    "written_beside",
 ]

@@ -1,11 +1,14 @@
 """Facts about a run that belong next to its results."""
 
+import contextlib
 import ctypes
 import json
+import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -46,18 +49,58 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
     return torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def public_words(words: list[str]) -> list[str]:
+    """Words of a command line without options that are secrets."""
+    public, is_value = [], False
+    for word in words:
+        is_secret = word.startswith("--") and word.split("=")[0].endswith(("_token", "_key", "_password"))
+        if not is_secret and not is_value:
+            public.append(word)
+        is_value = is_secret and "=" not in word
+    return public
+
+
 def run_facts(device: torch.device | str) -> dict:
-    """Command line, commit, versions and hardware of this process."""
+    """Command line without secrets, commit, versions and hardware of this process."""
     is_cuda, threads = torch.device(device).type == "cuda", torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if is_cuda else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *public_words(sys.argv[1:])]),
         "commit": git_commit(),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "device": name,
     }
 
 
+@contextlib.contextmanager
+def written_beside(path: str | Path) -> Iterator[Path]:
+    r"""
+    Write a file so that at every instant the old one or the new one is there, whole.
+
+    Args:
+        path (`str` or `Path`): The file to write or to replace; missing folders above it are made.
+
+    Yields:
+        `Path`: Where to write it: a file in the same folder that takes the place of `path` at the end, and is removed
+        on any error.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(text: str, path: str | Path):
+    """Write a text file by [`written_beside`]."""
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
 def write_json(content: dict, path: str | Path):
-    """Write `content` as indented JSON."""
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write `content` as indented JSON by [`written_beside`]."""
+    write_text(json.dumps(content, indent=2) + "\n", path)
