@@ -219,7 +219,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, error):
     def fails(*args):
         raise error("no space")
 
-    with pytest.raises(error), written_beside(path) as beside:
+    with pytest.raises(error), written_beside(path) as beside:  # noqa: PT012
         beside.write_text("half")
         raise error("no space")
     monkeypatch.setattr(os, "replace", fails)
