@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from .masking_causal_image import feature_groups
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 
 class CUDAGraphCapture:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .checks_causal_image import check_count
 from .configuration_causal_image import is_int
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 
 class PixelCNNGenerationConfig(GenerationConfig):

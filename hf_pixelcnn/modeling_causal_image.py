@@ -33,7 +33,7 @@ from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, at_least_float32, distribution_of
 from .masking_causal_image import CausalConv2d, MaskedConv2d
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 
 @dataclass

@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file
 
 from .image_processing_causal_image import PixelCNNImageProcessor
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 
 @dataclass

@@ -9,6 +9,7 @@ sys.path.append(str(Path(__file__).parent.parent / "training"))  # scripts, whos
 import pytest
 import torch
 from families import facts
+from transformers.utils import logging
 
 import hf_pixelcnn
 from hf_pixelcnn.configuration_causal_image import MaskedKernelConfig
@@ -105,6 +106,14 @@ def one_line_error(main, words):
     assert message.startswith("error: ")
     assert "\n" not in message
     return message
+
+
+@pytest.fixture
+def caplog(caplog):
+    """As in pytest; also what transformers and this package log, which share their settings."""
+    logging.enable_propagation()
+    yield caplog
+    logging.disable_propagation()
 
 
 @pytest.fixture(params=FAMILIES)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CLASSIFIERS, build_model, random_inputs
+from conftest import FAMILIES, build_model, random_inputs
 
 
 def gradients(model, inputs):
@@ -25,7 +25,7 @@ def test_reentrant_checkpoints_train_every_layer(family, encoding, is_frozen, is
     inputs = random_inputs(model)
     inputs["labels"] = inputs["pixel_values"]
     if is_classifier:
-        causal, model = model, CLASSIFIERS[family](model.config)
+        causal, model = model, FAMILIES[family].classifier_class(model.config)
         model.load_state_dict(causal.state_dict())
         inputs = {"pixel_values": inputs["pixel_values"], "labels": torch.tensor([2, 0])}
     model.double().train()

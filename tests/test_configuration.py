@@ -120,7 +120,7 @@ def test_names_and_numbers_of_classes_agree():
 
 
 def test_labels_are_classes(family):
-    config_class = FAMILIES[family][0]
+    config_class = FAMILIES[family].config_class
     for given in ({"num_labels": 5}, {"id2label": {i: str(i) for i in range(5)}}, {"num_classes": 5, "num_labels": 5}):
         config = config_class(**given)
         assert config.num_classes == config.num_labels == len(config.id2label) == len(config.label2id) == 5
@@ -141,7 +141,7 @@ def test_labels_are_classes(family):
     ids=str,
 )
 def test_numbers_of_classes_that_contradict_each_other(family, given):
-    config_class = FAMILIES[family][0]
+    config_class = FAMILIES[family].config_class
     for make in (lambda: config_class(**given), lambda: config_class.from_dict({"num_classes": 4}, **given)):
         with pytest.raises(ValueError, match=r"classes contradict each other: `num_\w+` \d, `\w+` \d\. One of them"):
             make()
@@ -156,7 +156,7 @@ def test_numbers_of_classes_that_contradict_each_other(family, given):
 
 def test_a_model_without_classes_stays_one(family, tmp_path):
     """transformers calls two classes its own in every config; some were saved with them, or with names of no class."""
-    config_class = FAMILIES[family][0]
+    config_class = FAMILIES[family].config_class
     names = {"0": "LABEL_0", "1": "LABEL_1"}
     config = config_class()
     for loaded in (

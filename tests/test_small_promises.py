@@ -9,6 +9,7 @@ import torch
 from conftest import build_model, conditions, random_inputs, small_config
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel
+from transformers.utils import logging
 
 import hf_pixelcnn
 from hf_pixelcnn import (
@@ -227,3 +228,13 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, error):
         write_json({"a": 2}, path)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [other.name for other in path.parent.iterdir()] == ["results.json"]
+
+
+def test_the_verbosity_of_transformers_is_that_of_this_package(caplog, tmp_path):
+    model = build_model("pixelcnn")
+    with torch.no_grad():
+        model.head.layers[-1].bias[0] = torch.nan
+    for verbosity, is_told in ((logging.ERROR, False), (logging.WARNING, True)):
+        logging.set_verbosity(verbosity)
+        model.save_pretrained(tmp_path)
+        assert ("BROKEN" in caplog.text) == is_told

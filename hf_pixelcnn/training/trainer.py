@@ -20,7 +20,7 @@ from .level_dataset import LevelDataset, check_seed, collate_levels
 from .records import has_fast_bfloat16
 from .scoring import metrics_of, nats_per_image
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 EMA_FILE = "ema.safetensors"
 
