@@ -184,7 +184,7 @@ class Level:
         padded_width: int,
         result: torch.Tensor | None = None,
     ):
-        batch, size = cache.batch, cache.size
+        size = cache.size
         self.cache, self.level = cache, level
         up_layers, down_layers = network.up_layers[level], network.down_layers[2 - level]
         self.vertical_up = [VerticalBlock(cache, layer.vertical, padded_width) for layer in up_layers]
@@ -193,50 +193,58 @@ class Level:
         if level < 2:
             self.lower = Level(cache, network, level + 1, -(-width // 2), padded_width // 2)
 
-        def buffers(features=size):
-            return [cache.zeros(batch, features)] * width  # one for all columns
-
-        # Up pass of the combined stream. What a block reads, it keeps as celu: so the down pass finds it.
-        self.first = stream = buffers()
-        self.combined_up, skips = [], []
-        for i, layer in enumerate(up_layers):
-            outputs = buffers()
-            if self.lower is not None and i == len(up_layers) - 1:
-                self.downsampling = CornerRow(cache, network.combined_downsampling[level], width)
-                outputs = [self.downsampling.slot(j) for j in range(width)]
-            block = CombinedBlock(cache, layer.combined, stream, outputs)
-            self.combined_up.append(block)
-            skips.append([block.row_in.slot(j) for j in range(width)])
-            stream = outputs
-
+        self.first, last, skips = self.plan_up_pass(network, up_layers, width)
         if self.lower is not None:
-            celu = buffers(2 * size)
-            skips.append(celu)
-            self.last_twice = [x[:, None] for x in stream]
-            self.last_celu = celu[0].unflatten(1, (2, size))
-            self.vertical_downsampling = RowConv(cache, network.vertical_downsampling[level], padded_width)
-            upsampling = network.vertical_upsampling[1 - level]
-            self.upsample = upsampling.upsample
-            self.vertical_up_weights = cache.keep_all((upsampling.visible_weight(), upsampling.bias))
-            self.vertical_rows = cache.zeros(2, batch, padded_width, size)  # from one of low resolution
-            upsampling = network.combined_upsampling[1 - level]
-            up_weights = upsampling.visible_weight().permute(2, 1, 3, 0).flatten(2)  # (2, in, 2 * out)
-            self.up_weights, self.up_bias = cache.keep_all((up_weights, upsampling.bias.repeat(2)))
-            half = len(self.lower.first)
-            self.combined_rows = cache.zeros(2, batch, half * 2 * size)
-            pairs = [pair.unbind(0) for pair in self.combined_rows.split(2 * size, dim=2)]
-            self.halves = [
-                (self.downsampling.above[:, j], self.downsampling.left_taps(j), *pairs[j]) for j in range(half)
-            ]
-            stream = self.combined_rows[0].split(size, dim=1)[:width]
-
+            skips.append(self.buffers(width, 2 * size))
+            self.plan_change_of_resolution(network, last, skips[-1][0], width, padded_width)
+            last = self.combined_rows[0].split(size, dim=1)[:width]
         self.combined_down = []
         for i, layer in enumerate(down_layers):
             is_last = i == len(down_layers) - 1
-            outputs = buffers() if result is None or not is_last else [result] * width
-            self.combined_down.append(CombinedBlock(cache, layer.combined, stream, outputs, skips.pop()))
+            outputs = self.buffers(width, size) if result is None or not is_last else [result] * width
+            self.combined_down.append(CombinedBlock(cache, layer.combined, last, outputs, skips.pop()))
+            last = outputs
+        self.result = last[0]
+
+    def buffers(self, width: int, features: int) -> list[torch.Tensor]:
+        """Where the columns of a row are written: one place for all of them, `(batch, features)`."""
+        return [self.cache.zeros(self.cache.batch, features)] * width
+
+    def plan_up_pass(self, network, layers, width: int) -> tuple[list, list, list]:
+        """
+        The up pass of the combined stream: where it begins, where it ends, and what the down pass reads of it, by
+        column. What a block reads, it keeps as celu: so the down pass finds it.
+        """
+        first = stream = self.buffers(width, self.cache.size)
+        self.combined_up, skips = [], []
+        for i, layer in enumerate(layers):
+            outputs = self.buffers(width, self.cache.size)
+            if self.lower is not None and i == len(layers) - 1:
+                self.downsampling = CornerRow(self.cache, network.combined_downsampling[self.level], width)
+                outputs = [self.downsampling.slot(j) for j in range(width)]
+            block = CombinedBlock(self.cache, layer.combined, stream, outputs)
+            self.combined_up.append(block)
+            skips.append([block.row_in.slot(j) for j in range(width)])
             stream = outputs
-        self.result = stream[0]
+        return first, stream, skips
+
+    def plan_change_of_resolution(self, network, last: list, celu: torch.Tensor, width: int, padded_width: int):
+        """The layers to the next lower resolution, which read the `last` outputs here and their `celu`, and back."""
+        cache, batch, size = self.cache, self.cache.batch, self.cache.size
+        self.last_twice = [x[:, None] for x in last]
+        self.last_celu = celu.unflatten(1, (2, size))
+        self.vertical_downsampling = RowConv(cache, network.vertical_downsampling[self.level], padded_width)
+        upsampling = network.vertical_upsampling[1 - self.level]
+        self.upsample = upsampling.upsample
+        self.vertical_up_weights = cache.keep_all((upsampling.visible_weight(), upsampling.bias))
+        self.vertical_rows = cache.zeros(2, batch, padded_width, size)  # from one of low resolution
+        upsampling = network.combined_upsampling[1 - self.level]
+        up_weights = upsampling.visible_weight().permute(2, 1, 3, 0).flatten(2)  # (2, in, 2 * out)
+        self.up_weights, self.up_bias = cache.keep_all((up_weights, upsampling.bias.repeat(2)))
+        half = -(-width // 2)
+        self.combined_rows = cache.zeros(2, batch, half * 2 * size)
+        pairs = [pair.unbind(0) for pair in self.combined_rows.split(2 * size, dim=2)]
+        self.halves = [(self.downsampling.above[:, j], self.downsampling.left_taps(j), *pairs[j]) for j in range(half)]
 
     def has_lower_row(self) -> bool:
         """Whether a row of the next lower resolution begins with this one."""

@@ -1,0 +1,39 @@
+"""The table of `training/benchmark.py`: a row for every sampler of every case, and the rates of the steps it times."""
+
+import json
+
+import benchmark
+import pytest
+import torch
+from conftest import FAMILIES, one_line_error, small_config
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_table_has_a_row_for_every_sampler_of_every_family(tmp_path, capsys, monkeypatch):
+    cases = {family: small_config(family) for family in FAMILIES}
+    monkeypatch.setattr(benchmark, "CASES", cases)
+    output = tmp_path / "benchmark.json"
+    words = ["--cases", *cases, "--batch_sizes", "2", "--compiled", "false", "--train", "false"]
+    benchmark.main([*words, "--output", str(output)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["sampler"] for row in rows] == ["(forward)", "naive*", "cropped*", "cached", "fixed_point"] * len(cases)
+    assert all(row["seconds"] > 0 and row["forwards"] > 0 for row in rows)
+    table = capsys.readouterr().out
+    for family in cases:
+        assert table.count(f"\n{family} ") == 5
+
+
+def test_training_rates_count_images_and_products(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)  # takes half a minute
+    rates = benchmark.training_rates(small_config("pixelcnn"), 4, torch.device("cpu"))
+    assert list(rates) == ["eager", "fast"]
+    for rate in rates.values():
+        assert rate["images_per_second"] > 0
+        assert 0 < rate["share_of_matrix_rate"] < 1
+        assert 0 < rate["product_share"] < 1
+
+
+def test_the_benchmark_names_its_cases():
+    assert "unknown case 'huge'; known are grey" in one_line_error(benchmark.main, ["--cases", "huge"])
+    assert "--dtype must be float32" in one_line_error(benchmark.main, ["--dtype", "int8"])
