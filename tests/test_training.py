@@ -885,3 +885,25 @@ def test_a_new_classifier_has_no_dropout_unless_asked_for():
     for more, dropout in (([], 0.0), (["--dropout", "0.2"], 0.2)):
         (arguments,) = train.CommandLineParser([train.ModelArguments]).parse([*words, *more])
         assert train.new_model(arguments, ["a", "b"]).config.dropout == dropout
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(digits_words, tmp_path):
+    words = [*digits_words, "--learning_rate", "1e30", "--logging_steps", "1", "--output_dir", tmp_path / "run"]
+    message = one_line_error(train.main, [*words, "--max_grad_norm", "0", "--eval_strategy", "no"])
+    assert "the training has diverged. Lower `learning_rate` (1e+30)" in message
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` cannot be used: the loss is a likelihood"),
+        (["--bf16_full_eval", "true"], "`bf16_full_eval` cannot be used"),
+        (["--num_levels", "0"], "`num_levels` must be an integer from 2 to 256, got 0"),
+        (["--num_channels", "0"], "`num_channels` must be 1"),
+        (["--image_size", "0"], "with positive integers"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_what_would_have_no_effect_is_refused(digits_words, tmp_path, words, message):
+    assert message in one_line_error(train.main, [*digits_words, *words, "--output_dir", tmp_path / "run"])

@@ -171,16 +171,20 @@ def find_checkpoint(args: PixelCNNTrainingArguments) -> str | None:
     return path
 
 
+def or_else(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
 def new_processor(data_args: DataArguments, model_args: ModelArguments, rows: Dataset | IterableDataset, column: str):
     """The image processor that the arguments and the first image of the data set describe."""
     options = {
-        "num_channels": model_args.num_channels or num_channels_of(next(iter(rows))[column]),
-        "num_levels": model_args.num_levels or (2 if data_args.binarization else 256),
+        "num_channels": or_else(model_args.num_channels, num_channels_of(next(iter(rows))[column])),
+        "num_levels": or_else(model_args.num_levels, 2 if data_args.binarization else 256),
         "binarization": data_args.binarization,
     }
     if data_args.threshold is not None:
         options["threshold"] = data_args.threshold
-    if model_args.image_size:
+    if model_args.image_size is not None:
         size = {"height": model_args.image_size, "width": model_args.image_size}
         options["size"] = {"shortest_edge": model_args.image_size} if data_args.center_crop else size
         if data_args.center_crop:
@@ -267,7 +271,7 @@ def start_of_new(data_args: DataArguments, model_args: ModelArguments, rows: Row
     if not rows.are_codes:
         processor = new_processor(data_args, model_args, rows.train, rows.column)
         return Start(None, processor, processor.num_levels, is_conditional)
-    if not model_args.num_levels:
+    if model_args.num_levels is None:
         raise InputError(f"column {rows.column!r} holds codes: give their number with --num_levels.")
     given = {**asdict(data_args), **asdict(model_args)}
     for name in ("image_size", "num_channels", "binarization"):  # threshold and center_crop need one of these

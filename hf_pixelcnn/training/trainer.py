@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from ..checks_causal_image import check_count
 from ..modeling_causal_image import CausalImageLikelihood
+from .errors import InputError
 from .level_dataset import LevelDataset, check_seed, collate_levels
 from .records import has_fast_bfloat16
 from .scoring import metrics_of, nats_per_image
@@ -45,6 +46,9 @@ class PixelCNNTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Leave out the last, smaller training batch of an epoch."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Log the mean of earlier losses in place of NaN; here NaN ends the training."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Whether to drop unused columns; batches have none."}
     )
@@ -57,6 +61,11 @@ class PixelCNNTrainingArguments(TrainingArguments):
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             check_count(name, getattr(self, name))
+        for name in ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` cannot be used: the loss is a likelihood, and scores are of the weights as they are."
+                )
         check_seed(self.seed)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else `bf16` is refused on a CPU
         if self.bf16 and self.use_cpu and not has_fast_bfloat16("cpu"):
@@ -189,6 +198,20 @@ class PixelCNNTrainer(Trainer):
             if resume_from_checkpoint:
                 self.ema.load(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def log(self, logs: dict[str, float], *args, **kwargs):
+        r"""
+        As in `Trainer`.
+
+        Raises:
+            InputError: If the training loss is not finite: nothing that comes after it would be worth anything.
+        """
+        super().log(logs, *args, **kwargs)
+        if not math.isfinite(float(logs.get("loss", 0.0))):
+            raise InputError(
+                f"the loss is {logs['loss']} at step {self.state.global_step}: the training has diverged. Lower "
+                f"`learning_rate` ({self.args.learning_rate}), or continue from a checkpoint with another seed."
+            )
 
     def averaged_weights(self):
         """Context in which the model has the averaged weights, if there are any."""
