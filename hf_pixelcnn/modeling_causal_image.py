@@ -532,12 +532,14 @@ class CausalImageModeling(CausalImageLikelihood, CausalImageGenerationMixin):
             not check the range.
         """
         if labels is not None:
-            check_levels("labels", labels, self.config, ignored=-100)
-            if isinstance(pixel_values, torch.Tensor) and labels.shape != pixel_values.shape:
+            are_tensors = isinstance(pixel_values, torch.Tensor) and isinstance(labels, torch.Tensor)
+            if are_tensors and labels.shape != pixel_values.shape:
+                hint = " `labels` are the levels to predict; classes are `class_ids`." if labels.ndim == 1 else ""
                 raise ValueError(
                     f"`labels` must have the shape of `pixel_values`, {tuple(pixel_values.shape)}, "
-                    f"got {tuple(labels.shape)}."
+                    f"got {tuple(labels.shape)}.{hint}"
                 )
+            check_levels("labels", labels, self.config, ignored=-100)
             if num_items_in_batch is not None and labels.dtype == torch.uint8 and self.config.num_levels > 156:
                 raise TypeError(
                     "`labels` must be signed integers (int64) for Trainer: in uint8 the ignored label -100 is level "

@@ -9,6 +9,7 @@ from hf_pixelcnn.training import LevelDataset, PixelCNNTrainer, PixelCNNTraining
 """
 
 from .cards import model_card
+from .data_collator import DataCollatorForCausalImageModeling
 from .data_sources import class_names, find_class_column, find_image_column, load_split, num_channels_of, stored
 from .errors import InputError
 from .level_dataset import LevelDataset, LevelStream, check_classes_of, collate_classes, collate_levels
@@ -35,6 +36,7 @@ from .scoring import (
 from .trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 
 __all__ = [
+    "DataCollatorForCausalImageModeling",
     "InputError",
     "LevelDataset",
     "LevelStream",
