@@ -36,7 +36,7 @@ class PixelCNNImagePipeline(Pipeline):
     Draws images, or completes given ones.
 
     ```python
-    >>> pipe = pipeline("unconditional-image-generation", model="model_cards/gated-pixelcnn-mnist")
+    >>> pipe = pipeline("unconditional-image-generation", model="model_cards/pixelcnn-pp-mnist")
     >>> pipe(class_ids="7", num_images=16).images[0].save("seven.png")
     ```
 

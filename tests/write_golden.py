@@ -2,7 +2,7 @@ r"""
 Numbers of the published models that must not move, in `tests/golden/<model>.safetensors` for tests/test_golden.py.
 
     python tests/write_golden.py                       # writes all of them anew
-    python tests/write_golden.py gated-pixelcnn-mnist  # or some
+    python tests/write_golden.py pixelcnn-pp-mnist  # or some
 
 Write them anew only if a change of likelihoods or samples at fixed weights and seeds is meant: CONTRIBUTING.md says
 what that means. The images are bundled digits, or those of `tests/golden/images_<channels>x<size>.safetensors`.

@@ -27,7 +27,7 @@ MOST_PIXELS = 96  # to each side of the predicted one
 @dataclass
 class ReceptiveFieldArguments:
     models: list[str] = field(
-        default_factory=lambda: ["model_cards/pixelcnn-mnist-binary", "model_cards/gated-pixelcnn-mnist"],
+        default_factory=lambda: ["model_cards/pixelcnn-mnist-binary", "model_cards/gated-pixelcnn-mnist-binary"],
         metadata={"help": "Folders or Hub ids; only their configurations are read."},
     )
     channel: int = field(default=0, metadata={"help": "Colour channel that is predicted."})
