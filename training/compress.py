@@ -322,6 +322,7 @@ def measure(args: MeasureArguments):
         num_levels=model.config.num_levels,
         processor=processor,
         with_classes=model.config.num_classes > 0,
+        id2label=model.config.id2label,
     )
     batch = collate_levels([images[index] for index in range(len(images))])
     results = measure_levels(model, batch["pixel_values"], batch.get("class_ids"))

@@ -3,9 +3,10 @@ Score a model on a whole split: bits per dimension, nats per dimension and nats 
 
     python training/score.py --model runs/mnist_pixelcnn --dataset ylecun/mnist --split test --output results.json
 
-`--model` is a folder or an id on the Hub; its own image processor makes the levels. With stochastic binarisation the
-draw of each image depends only on `--seed` and its place in the split, and `--num_binarizations 10` scores ten draws:
-their mean, and the standard deviation between them.
+`--model` is a folder or an id on the Hub; its own image processor makes the levels. A class of the data set is the one
+of the model that has the same name, or the same number where either has no names. With stochastic binarisation the draw
+of each image depends only on `--seed` and its place in the split, and `--num_binarizations 10` scores ten draws: their
+mean, and the standard deviation between them.
 
     --per_class true          a table of the scores of each class of the data set
     --heat_map surprise.png   the first images, and where they are surprising
@@ -37,6 +38,7 @@ from hf_pixelcnn.training import (
     load_model,
     load_split,
     metrics_of,
+    names_in,
     run_facts,
     score_by_class,
     split_nats,
@@ -106,6 +108,7 @@ def load_images(args: EvaluationArguments, config, processor) -> tuple[Dataset, 
         image_column=args.image_column,
         class_column=args.class_column,
         with_classes=is_conditional or args.per_class,
+        id2label=config.id2label if is_conditional else None,
         seed=args.seed,
     )
     if is_conditional:
@@ -177,7 +180,8 @@ def main(arguments: list[str] | None = None):
     rows, images = load_images(args, model.config, processor)
     nats, results = score_split(model, images, args)
     if args.per_class:
-        names = class_names(rows, find_class_column(rows.features, args.class_column))
+        names = names_in(model.config.id2label) if model.config.num_classes else None
+        names = names or class_names(rows, find_class_column(rows.features, args.class_column))
         results["per_class"] = score_by_class(nats, images.class_ids, names, images[0]["pixel_values"].size)
         print_classes(results["per_class"])
     if classifier:

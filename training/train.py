@@ -38,6 +38,7 @@ from hf_pixelcnn.training import (
     PixelCNNTrainingArguments,
     check_classes_of,
     class_names,
+    class_numbers,
     collate_classes,
     collate_levels,
     draw_loss_curve,
@@ -49,6 +50,7 @@ from hf_pixelcnn.training import (
     load_classifier,
     load_model,
     load_split,
+    names_in,
     num_channels_of,
     run_facts,
     score,
@@ -289,8 +291,27 @@ def rename_classes(config: PreTrainedConfig, names: list[str]):
     config.id2label, config.label2id = renamed.id2label, renamed.label2id
 
 
+def check_known_classes(config: PreTrainedConfig, path: str, rows: Rows, column: str):
+    """Raise unless the classes of the data set are among those of a saved model, by name."""
+    try:
+        class_numbers(rows.train.features, column, config.id2label)
+    except InputError as error:
+        raise InputError(
+            f"{error} For a model of new classes that starts from this one, save "
+            f"AutoModel.from_pretrained({path!r}, id2label={{0: ..., 1: ...}}, ignore_mismatched_sizes=True) and its "
+            "image processor in a new folder, and give that as --model_name_or_path."
+        ) from error
+
+
 def settle_classes(data_args: DataArguments, model_args: ModelArguments, rows: Rows, start: Start) -> list[str] | None:
-    """Names of the classes, which a saved model takes over from the data; `None` for a model without classes."""
+    r"""
+    Names of the classes of the model, in the order of their ids; `None` for a model without classes.
+
+    A saved model keeps its names; only one whose classes have none (`LABEL_0`, ...) takes them over from the data.
+
+    Raises:
+        InputError: If the data set has classes that the model lacks, or arguments ask for classes without any.
+    """
     if not start.is_conditional:
         if model_args.generative_weight is not None:
             raise InputError("--generative_weight needs a model with classes: give --class_conditional.")
@@ -298,6 +319,9 @@ def settle_classes(data_args: DataArguments, model_args: ModelArguments, rows: R
             raise InputError("--class_dropout needs a model with classes: give --class_conditional.")
         return None
     column = find_class_column(rows.train.features, data_args.class_column)
+    if start.model and (known := names_in(start.model.config.id2label)):
+        check_known_classes(start.model.config, str(model_args.model_name_or_path), rows, column)
+        return known
     names = class_names(rows.train, column)
     expected = start.model.config.num_classes if start.model else model_args.num_classes
     if expected and expected != len(names):
@@ -308,15 +332,16 @@ def settle_classes(data_args: DataArguments, model_args: ModelArguments, rows: R
 
 
 def image_sets(
-    args: DataArguments, rows: Rows, start: Start, seed: int
+    args: DataArguments, rows: Rows, start: Start, names: list[str] | None, seed: int
 ) -> tuple[LevelDataset | LevelStream, LevelDataset]:
-    """Data sets of levels, for training and for evaluation."""
+    """Data sets of levels, for training and for evaluation; `names` are those of the classes of the model."""
     settings = {
         "num_levels": start.num_levels,
         "processor": start.processor,
         "image_column": args.image_column,
         "class_column": args.class_column,
         "with_classes": start.is_conditional,
+        "id2label": None if names is None else dict(enumerate(names)),
     }
     images = (LevelStream if args.streaming else LevelDataset)(
         rows.train, **settings, class_dropout=args.class_dropout, mutation_rate=args.mutation_rate, seed=seed
@@ -342,7 +367,7 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
         raise InputError(f"{model_args.model_name_or_path} has no image processor, so it needs a column of codes.")
     names = settle_classes(data_args, model_args, rows, start)
     with args.main_process_first(desc="levels"):
-        images, eval_images = image_sets(data_args, rows, start, args.seed)
+        images, eval_images = image_sets(data_args, rows, start, names, args.seed)
     if names is not None:
         least = 0 if model_args.generative_weight is not None else -1
         for split, split_images in ((data_args.train_split, images), (data_args.eval_split, eval_images)):
@@ -417,6 +442,9 @@ def check_same_model(model: PreTrainedModel, checkpoint: str):
         ours, theirs = getattr(model.config, name), getattr(saved, name)
         if name in ModelArguments.__dataclass_fields__ and ours != theirs:
             raise InputError(f"{checkpoint} has {name}={theirs!r}, this run {ours!r}: it cannot be resumed.")
+    if saved.num_classes and saved.id2label != model.config.id2label:
+        ours, theirs = (", ".join(config.id2label.values()) for config in (model.config, saved))
+        raise InputError(f"{checkpoint} has the classes {theirs}, this run {ours}: it cannot be resumed.")
 
 
 def results_of(

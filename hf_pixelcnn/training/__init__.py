@@ -10,7 +10,16 @@ from hf_pixelcnn.training import LevelDataset, PixelCNNTrainer, PixelCNNTraining
 
 from .cards import model_card
 from .data_collator import DataCollatorForCausalImageModeling
-from .data_sources import class_names, find_class_column, find_image_column, load_split, num_channels_of, stored
+from .data_sources import (
+    class_names,
+    class_numbers,
+    find_class_column,
+    find_image_column,
+    load_split,
+    names_in,
+    num_channels_of,
+    stored,
+)
 from .errors import InputError
 from .level_dataset import LevelDataset, LevelStream, check_classes_of, collate_classes, collate_levels
 from .pictures import (
@@ -48,6 +57,7 @@ __all__ = [
     "check_picture_path",
     "choose_device",
     "class_names",
+    "class_numbers",
     "class_probabilities",
     "classification_metrics",
     "collate_classes",
@@ -68,6 +78,7 @@ __all__ = [
     "load_split",
     "metrics_of",
     "model_card",
+    "names_in",
     "nats_per_image",
     "num_channels_of",
     "run_facts",

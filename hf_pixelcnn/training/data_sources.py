@@ -4,9 +4,12 @@ import os
 import re
 
 import datasets
+import numpy as np
 from PIL import Image
 
 from .errors import InputError
+
+SHOWN_NAMES = 20  # of classes, in messages
 
 
 def load_split(
@@ -142,7 +145,45 @@ def class_names(rows: datasets.Dataset | datasets.IterableDataset, column: str) 
         return feature.names
     if isinstance(rows, datasets.IterableDataset):
         raise InputError(f"column {column!r} does not say how many classes there are, which a stream needs.")
-    return [str(number) for number in range(max(rows[column]) + 1)]
+    return [str(number) for number in range(max((x for x in rows[column] if x is not None), default=-1) + 1)]
+
+
+def names_in(id2label: dict[int, str] | None) -> list[str] | None:
+    """Names of the classes of a config, in the order of their ids; `None` if they are only `LABEL_0`, `LABEL_1`, ..."""
+    if not id2label or all(name == f"LABEL_{class_id}" for class_id, name in id2label.items()):
+        return None
+    return [id2label[class_id] for class_id in sorted(id2label)]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+
+
+def class_numbers(features: datasets.Features, column: str, id2label: dict[int, str] | None) -> np.ndarray | None:
+    r"""
+    Which class of a model each class of a data set is: the one of the same name.
+
+    Args:
+        features (`datasets.Features`): Columns of the data set.
+        column (`str`): The column of classes.
+        id2label (`dict[int, str]`, *optional*): Names of the classes of the model, from its config.
+
+    Returns:
+        `np.ndarray` of shape `(classes of the data set,)`, int64: ids of the model. `None` if the data set or the model
+        has no names for its classes, whose numbers are then the same.
+
+    Raises:
+        InputError: If the model has no class of a name, or several.
+    """
+    feature, known = features[column], names_in(id2label)
+    if known is None or not isinstance(feature, datasets.ClassLabel):
+        return None
+    both = f"The model has {_listed(known)}; the data set has {_listed(feature.names)}."
+    if missing := [name for name in feature.names if name not in known]:
+        raise InputError(f"column {column!r} has classes that the model lacks: {_listed(missing)}. {both}")
+    if repeated := [name for name in feature.names if known.count(name) > 1]:
+        raise InputError(f"several classes of the model have the same name: {_listed(repeated)}. {both}")
+    return np.array([known.index(name) for name in feature.names], dtype=np.int64)
 
 
 def num_channels_of(image: Image.Image) -> int:

@@ -11,6 +11,7 @@ to be stored can be streamed.
 import contextlib
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 
 from ..image_processing_causal_image import PixelCNNImageProcessor, binarize_stochastically
 from ..version import __version__
-from .data_sources import columns_of, find_class_column, find_image_column
+from .data_sources import class_numbers, columns_of, find_class_column, find_image_column
 from .errors import InputError
 
 LEVELS = "levels"
@@ -67,6 +68,21 @@ def _encode_codes(batch: dict, column: str, num_levels: int, shape: tuple) -> di
     return {LEVELS: levels.reshape(len(levels), -1).astype(np.uint8 if num_levels <= 256 else np.int32)}
 
 
+def _read_classes(rows: datasets.Dataset, column: str) -> np.ndarray:
+    """A column of classes, int64; `None` is -1."""
+    table: Any = rows.select_columns([column]).with_format("arrow")[:]
+    return table.column(column).cast("int64").fill_null(-1).to_numpy().copy()
+
+
+def _check_range(class_ids: np.ndarray, where: str, owner: str, num_classes: int):
+    """Raise unless classes are -1 (none) or 0 ... `num_classes - 1`."""
+    low, high = np.min(class_ids), np.max(class_ids)
+    if low < -1 or high >= num_classes:
+        raise InputError(
+            f"{where} has classes from {low} to {high}; {owner} has 0 ... {num_classes - 1}, or -1 for none."
+        )
+
+
 class _Levels:
     r"""
     What data sets of levels have in common: how rows become levels, and levels become items.
@@ -77,6 +93,8 @@ class _Levels:
         processor ([`PixelCNNImageProcessor`], *optional*): Makes levels of images; not needed for codes.
         image_column, class_column (`str`, *optional*): See [`find_image_column`] and [`find_class_column`].
         with_classes (`bool`): Whether items have `class_ids`.
+        id2label (`dict[int, str]`, *optional*): Names of the classes of the model, `config.id2label`. Where the data
+            set has names too, `class_ids` are the model's for the same names; else they are the data set's numbers.
         class_dropout (`float`): Probability that an item shows class -1, "no class", instead of its own.
         mutation_rate (`float`): Probability that a dimension shows a level drawn uniformly instead of its own: the
             corrupted images of a background model (Ren et al. 2019, https://huggingface.co/papers/1906.02845, section
@@ -86,10 +104,12 @@ class _Levels:
             All are drawn anew in each epoch, and depend only on seed, epoch and index.
 
     An item is a `dict` with `pixel_values`, `np.ndarray` `(channels, height, width)`, uint8 (int32 above 256 levels);
-    with classes also `class_ids`, `int` (-1: no class), and with mutations also `labels`, the levels without them.
+    with classes also `class_ids`, `int` (-1: no class, as for a row whose class is `None`), and with mutations also
+    `labels`, the levels without them.
 
     Raises:
-        InputError: If there is no column of the needed type, an image is missing, or images differ in size.
+        InputError: If there is no column of the needed type, an image is missing, images differ in size, or the model
+            has no class of a name that the data set has.
     """
 
     def __init__(
@@ -100,6 +120,7 @@ class _Levels:
         image_column: str | None = None,
         class_column: str | None = None,
         with_classes: bool = False,
+        id2label: dict[int, str] | None = None,
         class_dropout: float = 0.0,
         mutation_rate: float = 0.0,
         seed: int = 0,
@@ -108,6 +129,9 @@ class _Levels:
         columns = columns_of(rows)
         self.column, is_codes = find_image_column(columns, image_column)
         self.class_column = find_class_column(columns, class_column) if with_classes else None
+        self.id2label, self.class_numbers = id2label, None
+        if self.class_column is not None:
+            self.class_numbers = class_numbers(columns, self.class_column, id2label)
         self.is_stochastic = False
         with _damage_as_input_error(self.column):
             first = next(iter(rows.select_columns([self.column])))[self.column]
@@ -151,6 +175,13 @@ class _Levels:
             **options,
         )
 
+    def model_classes(self, class_ids: np.ndarray) -> np.ndarray:
+        """The model's ids for classes of the data set, int64 of the same shape; -1, no class, stays."""
+        if self.class_numbers is None:
+            return class_ids
+        _check_range(class_ids, f"column {self.class_column!r}", "the data set", len(self.class_numbers))
+        return np.append(self.class_numbers, -1)[class_ids]
+
     def random(self, index: int, use: int, size: int) -> np.ndarray:
         """Random numbers in [0, 1) for an item in this epoch, the same in every process; one stream for each `use`."""
         bits = np.random.Philox(key=self.seed, counter=[0, use, index, self.epoch])
@@ -172,13 +203,18 @@ class _Levels:
 
 
 class LevelDataset(_Levels, torch.utils.data.Dataset):
-    """Levels of the images of one split, read in place from the file in which `datasets` caches them; see `_Levels`."""
+    r"""
+    Levels of the images of one split, read in place from the file in which `datasets` caches them; see `_Levels`.
+
+    With classes, `class_ids` (`np.ndarray` of shape `(num_images,)`, int64) are those of all images, -1 where there is
+    none.
+    """
 
     def __init__(self, rows: datasets.Dataset, *args, **kwargs):
         super().__init__(rows, *args, **kwargs)
         self.class_ids = None
         if self.class_column is not None:
-            self.class_ids = np.asarray(rows.with_format("numpy")[self.class_column][:], dtype=np.int64)
+            self.class_ids = self.model_classes(_read_classes(rows, self.class_column))
         with _damage_as_input_error(self.column):
             levels = self.encoded(rows.select_columns([self.column]), desc="Levels")
         chunks = levels.data.column(LEVELS).chunks
@@ -201,16 +237,24 @@ class LevelDataset(_Levels, torch.utils.data.Dataset):
 
 
 def check_classes_of(images: LevelDataset, split: str, num_classes: int, least: int = -1):
-    """Raise unless all images have a class that the model has; `least` -1 allows images without a class."""
+    r"""
+    Check that the model has the classes of all images.
+
+    Args:
+        images ([`LevelDataset`]): Images, read with classes.
+        split (`str`): Where they are from, for messages.
+        num_classes (`int`): Classes of the model.
+        least (`int`): -1 allows images without a class, 0 does not.
+
+    Raises:
+        InputError: If it has not.
+    """
     if images.class_ids is None:
         raise InputError(f"split {split!r} was read without classes.")
-    low, high = images.class_ids.min(), images.class_ids.max()
-    if low < least or high >= num_classes:
-        none = ", or -1 for none" if least < 0 else ""
-        raise InputError(
-            f"column {images.class_column!r} of split {split!r} has classes from {low} to {high}; the model has 0 ... "
-            f"{num_classes - 1}{none}."
-        )
+    where = f"column {images.class_column!r} of split {split!r}"
+    _check_range(images.class_ids, where, "the model", num_classes)
+    if least == 0 and (count := int((images.class_ids == -1).sum())):
+        raise InputError(f"{where} has no class for {count} of {len(images)} images; a classifier needs one for each.")
 
 
 class LevelStream(_Levels, torch.utils.data.IterableDataset):
@@ -234,7 +278,16 @@ class LevelStream(_Levels, torch.utils.data.IterableDataset):
             with _damage_as_input_error(self.column):
                 for index, row in enumerate(self.rows):
                     levels = row[LEVELS].reshape(self.shape).astype(self.dtype)
-                    yield self.item(index, levels, -1 if self.class_column is None else row[self.class_column])
+                    yield self.item(index, levels, self.class_of(row))
+
+    def class_of(self, row: dict) -> int:
+        """The model's id for the class of a row; -1 for none, which is `None` or NaN here."""
+        class_id = None if self.class_column is None else row[self.class_column]
+        is_none = class_id is None or np.isnan(class_id)
+        class_id = self.model_classes(np.array(-1 if is_none else class_id, dtype=np.int64))
+        if self.id2label:
+            _check_range(class_id, f"column {self.class_column!r}", "the model", len(self.id2label))
+        return int(class_id)
 
 
 def collate_levels(items: Sequence[dict]) -> dict[str, torch.Tensor]:

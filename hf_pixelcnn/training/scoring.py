@@ -86,15 +86,16 @@ def score_by_class(nats: torch.Tensor, class_ids: np.ndarray, names: Sequence[st
 
     Args:
         nats (`torch.DoubleTensor` of shape `(num_images,)`): See [`split_nats`].
-        class_ids (`np.ndarray` of shape `(num_images,)`): Classes.
+        class_ids (`np.ndarray` of shape `(num_images,)`): Classes, -1 for none.
         names (sequence of `str`): Their names.
         num_dims (`int`): Dimensions of one image.
 
     Returns:
-        `list[dict]`: `class`, `num_images` and the metrics of [`metrics_of`], for each class that occurs.
+        `list[dict]`: `class`, `num_images` and the metrics of [`metrics_of`], for each class that occurs; last the
+        images of no class, if there are any.
     """
     rows = []
-    for class_id, name in enumerate(names):
+    for class_id, name in [*enumerate(names), (-1, "no class")]:
         own = nats[torch.from_numpy(class_ids == class_id)]
         if len(own):
             metrics = metrics_of(own.sum().item(), len(own), len(own) * num_dims)
