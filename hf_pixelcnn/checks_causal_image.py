@@ -36,6 +36,17 @@ def check_draws(model):
         raise TypeError(f"`model` must be a ...ForCausalImageModeling, which can draw images, got {name}.")
 
 
+def check_processor(processor, config: CausalImageModelingConfig):
+    """Raise `ValueError` unless an image processor makes as many levels, of as many channels, as `config` says."""
+    for name in ("num_levels", "num_channels"):
+        ours, theirs = getattr(config, name), getattr(processor, name, None)
+        if theirs not in (None, ours):
+            raise ValueError(
+                f"The image processor has `{name}` {theirs}, but the model has {ours}: they do not belong together. "
+                f"Use the model's own, or one with `{name}={ours}`."
+            )
+
+
 def computable(levels: torch.Tensor) -> torch.Tensor:
     """The same levels in a dtype that torch can compare and select with."""
     return levels.long() if levels.dtype in (torch.uint16, torch.uint32, torch.uint64) else levels
@@ -173,6 +184,7 @@ __all__ = [
     "check_count",
     "check_draws",
     "check_levels",
+    "check_processor",
     "class_ids_for",
     "class_ids_of",
     "computable",

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
+from .checks_causal_image import check_processor
 from .image_processing_causal_image import PixelCNNImageProcessor
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
@@ -40,7 +41,8 @@ class PixelCNNImagePipeline(Pipeline):
     >>> pipe(class_ids="7", num_images=16).images[0].save("seven.png")
     ```
 
-    If no image processor is saved with the model, one is built from its config, with a warning.
+    If no image processor is saved with the model, one is built from its config, with a warning. One that makes another
+    number of levels or channels than the model has is a `ValueError`.
     """
 
     model: Any  # its class may be a copy of ours that came with the checkpoint
@@ -54,6 +56,7 @@ class PixelCNNImagePipeline(Pipeline):
 
     def __init__(self, model, *args, image_processor=None, **kwargs):
         image_processor = image_processor or self.find_image_processor(model)
+        check_processor(image_processor, model.config)
         super().__init__(model, *args, image_processor=image_processor, **kwargs)
 
     @staticmethod

@@ -314,3 +314,13 @@ def test_generation_settings_without_a_meaning_name_their_file(tmp_path, text, m
         AutoModel.from_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"generation_config\.json"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "value", "own"), [("num_levels", 2, 4), ("num_channels", 3, 1)])
+def test_an_image_processor_of_another_model_is_said_when_both_are_loaded(family, tmp_path, name, value, own):
+    build_model(family, num_levels=4).save_pretrained(tmp_path)
+    PixelCNNImageProcessor(num_levels=4).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path))[1].num_levels == 4
+    PixelCNNImageProcessor(**{"num_levels": 4, name: value}).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"{tmp_path}.* has `{name}` {value}, but the model has {own}"):
+        load_model(str(tmp_path))

@@ -7,6 +7,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
+from ..checks_causal_image import check_processor
 from ..image_processing_causal_image import PixelCNNImageProcessor
 from ..modeling_causal_image import CausalImagePreTrainedModel
 from .errors import InputError
@@ -15,13 +16,28 @@ from .errors import InputError
 def load_model(
     path: str, dtype: torch.dtype | str = torch.float32
 ) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
-    """A saved model (`dtype="auto"`: in the dtype it was saved in) and its image processor, see [`load_processor`]."""
+    r"""
+    A saved model and its image processor, see [`load_processor`].
+
+    Args:
+        path (`str`): Folder, or id on the Hub.
+        dtype (`torch.dtype`): Of the model; `"auto"`: the one it was saved in.
+
+    Raises:
+        InputError: If one of them cannot be loaded, the model has no head, or they differ in levels or channels.
+    """
     try:
         model, report = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"cannot load a model from {path!r}: {error}") from error
     _check_head(path, report)
-    return model, load_processor(path)
+    processor = load_processor(path)
+    if processor is not None:
+        try:
+            check_processor(processor, model.config)
+        except ValueError as error:
+            raise InputError(f"{path!r}: {error}") from error
+    return model, processor
 
 
 def _check_head(path: str, report: dict):
