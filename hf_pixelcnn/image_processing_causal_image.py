@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
@@ -170,6 +170,15 @@ def _check_is_pil(image: Any, levels: bool | None, where: str) -> None:
         raise TypeError(f"{where} is a PIL image, which holds pixels; `levels=True` is for arrays of integers.")
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says, as `datasets` turns it; damaged EXIF data say nothing."""
+    try:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # what PIL raises depends on the damage
+        return image
+    return ImageOps.exif_transpose(image) if is_turned else image
+
+
 def _pixels_of_pil(image: Image.Image, num_channels: int, where: str) -> np.ndarray:
     """uint8 `(num_channels, height, width)` of a PIL image of any mode."""
     try:
@@ -180,6 +189,7 @@ def _pixels_of_pil(image: Image.Image, num_channels: int, where: str) -> np.ndar
         ) from error
     if 0 in image.size:
         raise ValueError(f"{where} has no pixels: its size is {image.width}×{image.height}.")
+    image = upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         pixels = _to_uint8(np.asarray(image), f"{where} (PIL mode {image.mode})")
         return np.repeat(pixels[None], num_channels, axis=0)
@@ -492,8 +502,8 @@ class PixelCNNImageProcessor(PilBackend):
 
     **What an image may be.** PIL images of any mode, numpy arrays, torch tensors, and lists (or any sequence, nested
     or not) of them. PIL images are converted to grey or RGB by PIL; palettes are looked up; transparency is dropped,
-    that is, colours are taken as stored, not blended with a background. Arrays are never converted between grey and
-    colour.
+    that is, colours are taken as stored, not blended with a background. Photos are turned upright, as their EXIF
+    orientation says. Arrays are never converted between grey and colour.
 
     | dtype | values | meaning |
     |---|---|---|

@@ -109,13 +109,143 @@ def test_a_stream_chooses_no_path(names):
 def test_names_that_would_collide_are_kept_apart():
     comment = script.pack_names(["a.png", "a.bmp", "b.gif", "a"])
     assert script.unpack_names(comment, 4) == ["a.png.png", "a.bmp.png", "b.png", "a.png"]
-    comment = script.pack_names(["a.png", "a.png"])
-    with pytest.raises(InputError):
-        script.unpack_names(comment, 2)
+    for names, text in {
+        ("a.png", "a.png"): r"a\.png and a\.png would both come back as a\.png\.png",
+        ("a.b.png", "b", "a.b.bmp", "a.b.bmp.jpg"): r"a\.b\.bmp and a\.b\.bmp\.jpg would both come back",
+    }.items():
+        comment = script.pack_names(names)
+        with pytest.raises(InputError, match=text):
+            script.unpack_names(comment, len(names))
     assert script.unpack_names(b"", 2) == ["00000.png", "00001.png"]
     for comment in (b"no zlib", zlib.compress(b"\xff"), zlib.compress(b"a" * 10**6)):
         with pytest.raises(InputError):
             script.unpack_names(comment, 1)
+
+
+def refusal(*words):
+    with pytest.raises(SystemExit) as error:
+        run(*words)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_source_is_never_overwritten(saved, tmp_path):
+    model, images = saved
+    one, link = images / "photo 1.png", tmp_path / "link.png"
+    link.symlink_to(one)
+    before = {file: file.read_bytes() for file in images.iterdir()}
+    pack = ["compress", "--model", model, "--input"]
+    assert "--output is --input" in refusal(*pack, one, "--output", one)
+    assert "--output is --input" in refusal(*pack, one, "--output", images / ".." / "images" / one.name)
+    assert "--output is --input" in refusal(*pack, one, "--output", link)
+    for output in (images / "x.pxc", one):
+        assert "lies inside --input" in refusal(*pack, images, "--output", output)
+    for output in (images, tmp_path):
+        assert "--output must be a file" in refusal(*pack, one, "--output", output)
+    assert "lies inside --input" not in refusal(*pack, images / "none", "--output", tmp_path / "x.pxc")
+    stream = tmp_path / "stream.png"
+    run(*pack, one, "--output", stream)
+    unpack = ["decompress", "--model", model, "--input", stream, "--output"]
+    assert "--output is --input" in refusal(*unpack, stream)
+    assert {file: file.read_bytes() for file in images.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["pages.tiff", "film.gif", "film.png"])
+def test_further_pages_are_refused(saved, tmp_path, name):
+    model, _ = saved
+    first, *others = (Image.new("L", (6, 5), shade) for shade in (0, 100, 200))
+    first.save(tmp_path / name, save_all=True, append_images=others)
+    message = refusal("compress", "--model", model, "--input", tmp_path / name, "--output", tmp_path / "x.pxc")
+    assert f"{tmp_path / name} has 3 pages or frames" in message
+
+
+def test_images_in_subfolders_are_refused_by_name(saved, tmp_path):
+    model, images = saved
+    for folder, file in ((".hidden", "a.png"), ("notes", "a.md"), ("notes", ".a.png")):
+        (images / folder).mkdir(exist_ok=True)
+        Image.new("L", (6, 5)).save(images / folder / file, format="png")
+    words = ["compress", "--model", model, "--input", images, "--output", tmp_path / "x.pxc"]
+    run(*words)
+    (images / "more" / "deep").mkdir(parents=True)
+    Image.new("L", (6, 5)).save(images / "more" / "deep" / "a.png")
+    assert f"{images / 'more' / 'deep' / 'a.png'} lies in a subfolder" in refusal(*words)
+
+
+def test_names_that_cannot_come_back_are_refused_when_they_are_compressed(saved, tmp_path):
+    model, images = saved
+    for name in ("img.jpg", "img.png", "img.png.bmp"):
+        Image.new("L", (6, 5)).save(images / name)
+    words = ["compress", "--model", model, "--input", images, "--output", tmp_path / "x.pxc", "--verify", "true"]
+    assert "img.png and img.png.bmp would both come back as img.png.png: rename one of them" in refusal(*words)
+    (images / "img.png.bmp").unlink()
+    run(*words)
+    run("decompress", "--model", model, "--input", tmp_path / "x.pxc", "--output", tmp_path / "restored")
+    assert {"img.jpg.png", "img.png.png"} <= {file.name for file in (tmp_path / "restored").iterdir()}
+
+
+def test_a_photo_that_was_turned_comes_back_upright(saved, tmp_path, capsys):
+    model, _ = saved
+    pixels = np.random.default_rng(1).integers(256, size=(6, 5), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    run("compress", "--model", model, "--input", tmp_path / "photo.png", "--output", tmp_path / "x.pxc")
+    assert "note:" not in capsys.readouterr().out
+    run("decompress", "--model", model, "--input", tmp_path / "x.pxc", "--output", tmp_path / "back.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), np.rot90(pixels, -1))
+
+
+def no_space(path, data=b""):
+    """A write to a full disk."""
+    with open(path, "wb") as file:
+        file.write(data[:20])
+    raise OSError(28, "No space left on device")
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there(saved, tmp_path, monkeypatch):
+    model, images = saved
+    stream, one, restored = tmp_path / "x.pxc", tmp_path / "one.png", tmp_path / "restored"
+    pack = ["compress", "--model", model, "--output", stream, "--input"]
+    run(*pack, images / "photo 1.png")
+    restored.mkdir()
+    one.write_text("old")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    save, saves = Image.Image.save, []
+
+    def save_some(image, path, *args, **kwargs):
+        """Writes half a picture in the third call."""
+        saves.append(path)
+        assert not any(restored.iterdir())
+        save(image, path, *args, **kwargs)
+        if len(saves) == 3:
+            no_space(path)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", no_space)
+        assert "No space left" in refusal(*pack, images)
+    run(*[*pack[:4], tmp_path / "all.pxc", *pack[5:]], images)
+    unpack = ["decompress", "--model", model, "--input", tmp_path / "all.pxc", "--output"]
+    with monkeypatch.context() as full:
+        full.setattr(Image.Image, "save", save_some)
+        assert "No space left" in refusal(*unpack, restored)
+        saves[:] = "ab"
+        assert "No space left" in refusal("decompress", "--model", model, "--input", stream, "--output", one)
+    (tmp_path / "all.pxc").rename(tmp_path.parent / "all.pxc")
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
+    unpack[4] = tmp_path.parent / "all.pxc"
+    run(*unpack, restored)
+    assert len(list(restored.iterdir())) == 7
+    monkeypatch.chdir(images.parent / "model")
+    assert "must be a folder to make inside one that exists" in refusal(*unpack, tmp_path / "no" / "folder")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "must be a folder to make inside one that exists" in refusal(*unpack, ".")
+
+
+def test_names_that_this_file_system_takes_for_one_are_not_written_over_each_other(tmp_path):
+    with pytest.raises(InputError, match=r"a\.png differs from another name only in case"):
+        script.write_folder(tmp_path / "new", ["a.png", "a.png"], [Image.new("L", (2, 2))] * 2)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", [None, *script.COMMANDS])

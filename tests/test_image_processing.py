@@ -10,6 +10,7 @@ import warnings
 from fractions import Fraction
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -865,3 +866,23 @@ def test_a_column_of_a_data_set_is_a_batch(digits):
     assert np.array_equal(levels_of(batch), levels)
     transformed = rows.with_transform(lambda batch: PixelCNNImageProcessor()(batch["image"], return_tensors="pt"))
     assert np.array_equal(transformed[7]["pixel_values"], levels[7])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_read_upright_as_datasets_does(orientation):
+    pixels = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(file, "png", exif=exif)
+    upright = datasets.Image().decode_example({"bytes": file.getvalue(), "path": None})
+    image = Image.open(file)
+    levels = PixelCNNImageProcessor(num_channels=3)(image, return_tensors="np")["pixel_values"]
+    assert np.array_equal(levels[0].transpose(1, 2, 0), np.asarray(upright))
+    assert np.array_equal(np.asarray(image), pixels)  # what was passed in stays as it was
+
+
+def test_damaged_exif_data_turn_nothing():
+    file = io.BytesIO()
+    Image.new("L", (3, 2)).save(file, "jpeg", exif=b"Exif\0\0no TIFF header")
+    levels = PixelCNNImageProcessor()(Image.open(file), return_tensors="np")["pixel_values"]
+    assert levels.shape == (1, 1, 2, 3)

@@ -8,18 +8,23 @@ Compress images without loss to the size that a model's likelihood promises, and
 
 `--input` of `compress` is an image file or a folder of images of one size, which go into one stream; `decompress`
 writes them as PNG files under their old names. What is restored exactly are the model's levels: a model of 256 levels
-keeps every pixel, a model of fewer levels only what its image processor makes of them (the script says so).
+keeps every pixel, a model of fewer levels only what its image processor makes of them (the script says so). Photos are
+turned upright, as their EXIF orientation says; what a stream cannot hold, as further pages or subfolders, is refused.
+Files and folders appear under their names when they are complete.
 
 `measure` compresses a split of a data set batch by batch and decompresses it again. It compares the size with the
 model's own bits per dimension, and the time with that of sampling as many images.
 """
 
+import contextlib
 import math
+import os
+import shutil
 import time
 import zlib
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -32,6 +37,7 @@ from tqdm.auto import tqdm
 from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
 from hf_pixelcnn.compressed_stream import read_stream
 from hf_pixelcnn.compression import MAX_DIMS, batches
+from hf_pixelcnn.image_processing_causal_image import upright
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
@@ -42,6 +48,7 @@ from hf_pixelcnn.training import (
     nats_per_image,
     run_facts,
     write_json,
+    written_beside,
 )
 
 MAX_NAME_BYTES = 250  # file systems allow 255, with the new suffix
@@ -100,6 +107,53 @@ def read_bytes(path: str) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}.") from error
 
 
+def image_files(path: Path) -> list[Path]:
+    r"""
+    The image file `path`, or those in the folder `path`, in the order of their names; hidden ones do not count.
+
+    Raises:
+        InputError: If there are none, or also some in subfolders, whose names a stream does not hold.
+    """
+    if not path.is_dir():
+        return [path]
+    suffixes = Image.registered_extensions()
+    files = []
+    for file in sorted(path.rglob("*")):
+        inner = file.relative_to(path)
+        if file.suffix.lower() not in suffixes or file.is_dir() or any(part[0] == "." for part in inner.parts):
+            continue
+        if len(inner.parts) > 1:
+            raise InputError(
+                f"{file} lies in a subfolder, and a stream holds the files of one folder: compress {file.parent} on "
+                "its own, or move it elsewhere."
+            )
+        files.append(file)
+    if not files:
+        raise InputError(f"there is no image in {path}.")
+    return files
+
+
+def read_image(file: Path, processor: PixelCNNImageProcessor) -> tuple[torch.Tensor, bool]:
+    r"""
+    Levels `(1, channels, height, width)` of an image file, uint8, and whether they keep all its pixels.
+
+    Raises:
+        InputError: If it cannot be read, or has several pages.
+    """
+    try:
+        with Image.open(file) as image:
+            if (count := getattr(image, "n_frames", 1)) > 1:
+                raise InputError(
+                    f"{file} has {count} pages or frames, and a stream would keep one: save each as a file of its own."
+                )
+            levels = processor(image, return_tensors="pt")["pixel_values"].byte()
+            original = np.asarray(upright(image))
+    except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
+        raise InputError(f"cannot use {file}: {error}") from error
+    restored = np.asarray(processor.post_process(levels)[0])
+    return levels, restored.shape == original.shape and np.array_equal(restored, original)
+
+
 def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str], torch.Tensor, int]:
     r"""
     Images of a file or folder.
@@ -109,31 +163,23 @@ def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str
         pixels the levels do not keep.
 
     Raises:
-        InputError: If there is no image, or one cannot be read or has another size.
+        InputError: If there is no image, or one cannot be read, has another size, or cannot come back by its name.
     """
-    files = [path]
-    if path.is_dir():
-        suffixes = Image.registered_extensions()
-        files = sorted(x for x in path.iterdir() if x.suffix.lower() in suffixes and not x.name.startswith("."))
-    if not files:
-        raise InputError(f"there is no image in {path}.")
+    files = image_files(path)
+    names = [file.name for file in files]
+    restored_names(names)
     levels, changed = [], 0
     for file in tqdm(files, desc="Reading", unit="image", disable=len(files) < 100):
-        try:
-            with Image.open(file) as image:
-                levels.append(processor(image, return_tensors="pt")["pixel_values"].byte())
-                original = np.asarray(image)
-        except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
-            raise InputError(f"cannot use {file}: {error}") from error
+        own_levels, is_kept = read_image(file, processor)
+        levels.append(own_levels)
+        changed += not is_kept
         if levels[-1].shape != levels[0].shape:
             sizes = [f"{x.shape[3]}×{x.shape[2]}" for x in (levels[0], levels[-1])]
             raise InputError(
                 f"{files[0].name} gives {sizes[0]} pixels and {file.name} {sizes[1]}: images of a stream have one "
                 "size; compress each size on its own."
             )
-        restored = np.asarray(processor.post_process(levels[-1])[0])
-        changed += not (restored.shape == original.shape and np.array_equal(restored, original))
-    return [file.name for file in files], torch.cat(levels), changed
+    return names, torch.cat(levels), changed
 
 
 def check_names(names: list[str]):
@@ -142,6 +188,23 @@ def check_names(names: list[str]):
         is_bare = name and name[0] != "." and name.isprintable() and not set(name) & set("/\\:")
         if not is_bare or len(name.encode()) > MAX_NAME_BYTES:
             raise InputError(f"{name[:80]!r} cannot be the name of a file in a stream.")
+
+
+def restored_names(names: list[str]) -> list[str]:
+    r"""
+    The names under which files come back: with the ending .png, after the old one where names differ in it alone.
+
+    Raises:
+        InputError: If two would have the same name.
+    """
+    stems = [PurePath(name).stem for name in names]
+    uses = Counter(stems)
+    restored = [f"{stem if uses[stem] == 1 else name}.png" for stem, name in zip(stems, names, strict=True)]
+    for name, count in Counter(restored).items():
+        if count > 1:
+            same = [old for old, new in zip(names, restored, strict=True) if new == name]
+            raise InputError(f"{same[0]} and {same[1]} would both come back as {name}: rename one of them.")
+    return restored
 
 
 def pack_names(names: list[str]) -> bytes:
@@ -167,20 +230,47 @@ def unpack_names(comment: bytes, count: int) -> list[str]:
     check_names(names)
     if len(names) != count:
         raise InputError(f"the stream has {count} images, but {len(names)} names.")
-    stems = [PurePath(name).stem for name in names]
-    uses = Counter(stems)
-    names = [f"{stem if uses[stem] == 1 else name}.png" for stem, name in zip(stems, names, strict=True)]
-    if len(set(names)) != count:
-        raise InputError("two images of the stream have the same name.")
-    return names
+    return restored_names(names)
+
+
+def check_output(source: Path, output: Path):
+    """Raise unless `output` can be a new file, or replace one, without harm to `source`, a file or a folder."""
+    if not output.parent.is_dir():
+        raise InputError(f"cannot write {output}: its folder does not exist.")
+    if output.exists() and not output.is_file():
+        raise InputError(f"cannot write {output}: there is something else of that name; --output must be a file.")
+    target = output.resolve()
+    if target == source.resolve() or (output.exists() and source.exists() and output.samefile(source)):
+        raise InputError(f"--output is --input, {source}, which would be overwritten: choose another name.")
+    if source.is_dir() and source.resolve() in target.parents:
+        raise InputError(f"--output {output} lies inside --input {source}: choose another folder.")
+
+
+@contextlib.contextmanager
+def folder_beside(folder: Path) -> Iterator[Path]:
+    r"""
+    Fill a new or empty folder so that it is there only when it is complete.
+
+    Yields:
+        `Path`: An empty hidden folder next to `folder` that takes its place at the end, and is removed on any error.
+    """
+    folder = folder.resolve()
+    beside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    beside.mkdir()
+    try:
+        yield beside
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def compress_files(args: CompressArguments):
     """Compress an image file, or a folder of them, to one stream."""
-    output = Path(args.output)
-    if not output.parent.is_dir():
-        raise InputError(f"cannot write {output}: its folder does not exist.")
-    source = Path(args.input)
+    source, output = Path(args.input), Path(args.output)
+    check_output(source, output)
     if not source.exists():
         raise InputError(f"there is no file or folder {source}.")
     model, processor = load_with_processor(args)
@@ -191,7 +281,8 @@ def compress_files(args: CompressArguments):
         data = compress(model, levels, class_ids, comment=comment, verify=args.verify, show_progress=True)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(str(error)) from error
-    output.write_bytes(data)
+    with written_beside(output) as beside:
+        beside.write_bytes(data)
     payload = len(read_stream(data).payload)
     print(
         f"{len(names)} images of {levels[0].numel()} dimensions: {output}, {len(data)} bytes, of these {payload} bytes "
@@ -223,18 +314,31 @@ def decompress_file(args: DecompressArguments):
     is_file = output.suffix.lower() in Image.registered_extensions()
     if is_file and output.suffix.lower() != ".png":
         raise InputError(f"cannot write {output}: only PNG keeps every pixel and every number of channels.")
-    if not output.parent.is_dir():
-        raise InputError(f"cannot write {output}: its folder does not exist.")
-    if not is_file and output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if is_file:
+        check_output(Path(args.input), output)
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists; --output must be a new or empty folder, or a PNG file.")
+    elif output.is_mount() or output.resolve() == Path.cwd() or not output.resolve().parent.is_dir():
+        raise InputError(f"cannot write {output}: --output must be a folder to make inside one that exists.")
     names, levels, processor = open_stream(args)
     if is_file and len(names) != 1:
         raise InputError(f"{args.input} has {len(names)} images: --output must be a folder.")
-    if not is_file:
-        output.mkdir(exist_ok=True)
-    for name, image in zip(names, processor.post_process(levels.cpu()), strict=True):
-        image.save(output if is_file else output / name)
+    images = processor.post_process(levels.cpu())
+    if is_file:
+        with written_beside(output) as beside:
+            images[0].save(beside)
+    else:
+        write_folder(output, names, images)
     print(f"{len(names)} images: {output}")
+
+
+def write_folder(folder: Path, names: list[str], images: list[Image.Image]):
+    """Write images under their names into a new or empty folder."""
+    with folder_beside(folder) as beside:
+        for name, image in zip(names, images, strict=True):
+            if (beside / name).exists():
+                raise InputError(f"{name} differs from another name only in case, which this file system ignores.")
+            image.save(beside / name)
 
 
 def verify_file(args: VerifyArguments):
