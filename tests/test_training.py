@@ -776,6 +776,46 @@ def test_a_folder_that_holds_a_run_is_left_alone(trained, digits_words):
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
 
 
+def test_a_finished_run_does_not_train_on(tmp_path, digits_words, capsys):
+    run = tmp_path / "run"
+    options = ["--binarization", "threshold", "--save_strategy", "steps", "--save_steps", "2", "--ema_decay", "0.5"]
+    words = [*digits_words, *options, "--use_cpu", "true", "--output_dir", str(run)]
+    train.main([*words, "--max_steps", "4"])
+    weights, scores = load_file(run / "model.safetensors"), json.loads((run / "results.json").read_text())
+    again = [*words, "--resume_from_checkpoint", "last"]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    message = one_line_error(train.main, [*again, "--max_steps", "4"])
+    assert "checkpoint-4 is the end of a finished run: 4 steps" in message
+    assert "--max_steps is 4. To train on, give a larger --max_steps." in message
+    message = one_line_error(train.main, [*again, "--num_train_epochs", "0.5"])
+    assert "--num_train_epochs is 0.5. To train on, give a larger --num_train_epochs." in message
+    message = one_line_error(train.main, [*again, "--max_steps", "5", "--threshold", "7"])
+    assert "makes its levels with threshold=127, this run with 7: it cannot be resumed" in message
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    capsys.readouterr()
+
+    for name in ("results.json", "model.safetensors"):  # as if it had been stopped before it wrote them
+        (run / name).unlink()
+    train.main([*again, "--max_steps", "4"])
+    assert "only the results are written" in capsys.readouterr().out
+    assert_same(load_file(run / "model.safetensors"), weights)
+    found = json.loads((run / "results.json").read_text())
+    for name in ("steps", "epochs", "nats_per_image"):
+        assert found[name] == scores[name], name
+
+    train.main([*again, "--max_steps", "5"])
+    assert json.loads((run / "results.json").read_text())["steps"] == 5
+
+
+def test_a_checkpoint_of_the_model_alone_is_not_resumed(tmp_path, digits_words):
+    run = tmp_path / "run"
+    words = [*digits_words, "--binarization", "threshold", "--use_cpu", "true", "--output_dir", str(run)]
+    train.main([*words, "--max_steps", "1", "--save_only_model", "true"])
+    message = one_line_error(train.main, [*words, "--max_steps", "2", "--resume_from_checkpoint", "last"])
+    assert "checkpoint-1 was saved with --save_only_model true" in message
+    assert f"--model_name_or_path {run / 'checkpoint-1'}" in message
+
+
 def test_no_script_imports_the_library_that_has_the_name_of_a_script():
     for path in (ROOT / "training").glob("*.py"):
         assert not re.search(r"^\s*(import|from) evaluate\b", path.read_text(), flags=re.MULTILINE), path

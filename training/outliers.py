@@ -36,6 +36,7 @@ from hf_pixelcnn.training import (
     choose_device,
     collate_levels,
     keep_freed_memory,
+    level_options,
     load_model,
     load_split,
     run_facts,
@@ -129,7 +130,7 @@ def load_models(args: OutlierArguments, device: torch.device):
     background = None
     if args.background:
         background, other = load_model(args.background)
-        if other is None or other.to_dict() != processor.to_dict():
+        if level_options(other) != level_options(processor):
             raise InputError(f"{args.background} has not the image processor of {args.model}: they model other levels.")
         background.to(device)
     return model.to(device), background, processor

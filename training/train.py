@@ -13,7 +13,8 @@ images, and its likelihood is what is evaluated (`training/score.py --classify t
 The output folder gets the model (with `--ema_decay`, the averaged one) and its image processor, to be loaded with
 `AutoModel` and `AutoImageProcessor`; `results.json`, the score of the whole evaluation split, computed in float32 from
 the saved files; `recipe.yaml`, `samples.png`, `loss_curve.png`; and a `checkpoint-N` for each epoch, from which
-`--resume_from_checkpoint last` continues exactly. A folder that holds another run is left alone.
+`--resume_from_checkpoint last` continues exactly (a finished run only if there are now more steps or epochs to do). A
+folder that holds another run is left alone.
 """
 
 import itertools
@@ -27,7 +28,14 @@ from typing import NamedTuple, get_args
 from command_line import CommandLineParser, one_line_errors
 from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainerState,
+    set_seed,
+)
 
 from hf_pixelcnn import FAMILIES, PixelCNNImageProcessor
 from hf_pixelcnn.training import (
@@ -47,8 +55,10 @@ from hf_pixelcnn.training import (
     find_image_column,
     keep_freed_memory,
     last_checkpoint,
+    level_options,
     load_classifier,
     load_model,
+    load_processor,
     load_split,
     names_in,
     num_channels_of,
@@ -58,6 +68,7 @@ from hf_pixelcnn.training import (
     write_json,
     write_text,
 )
+from hf_pixelcnn.training.trainer import WeightAverage
 
 INIT_IMAGES = 64  # to which weight-normalised layers are fitted before training
 OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png", "loss_curve.png")
@@ -170,11 +181,61 @@ def find_checkpoint(args: PixelCNNTrainingArguments) -> str | None:
         raise InputError(f"{path} is not a checkpoint of a training run: it has no trainer_state.json.")
     if args.ema_decay and not os.path.isfile(os.path.join(path, "ema.safetensors")):
         raise InputError(f"{path} has no ema.safetensors: that run had no --ema_decay.")
+    if not os.path.isfile(os.path.join(path, "scheduler.pt")):
+        raise InputError(
+            f"{path} was saved with --save_only_model true: without the state of the optimizer a run cannot be resumed "
+            f"exactly. Start a new run with its weights: --model_name_or_path {path}"
+        )
+    check_more_to_do(args, path)
     return path
 
 
 def or_else(value: int | None, default: int) -> int:
     return default if value is None else value
+
+
+def state_of(checkpoint: str) -> TrainerState:
+    """What `Trainer` has counted and logged until a checkpoint."""
+    return TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+
+
+def is_finished(args: PixelCNNTrainingArguments, checkpoint: str) -> bool:
+    """Whether all steps or epochs of a run are done at a checkpoint."""
+    state = state_of(checkpoint)
+    if args.max_steps > 0:
+        return state.global_step >= args.max_steps
+    return (state.epoch or 0) >= args.num_train_epochs
+
+
+def check_more_to_do(args: PixelCNNTrainingArguments, checkpoint: str):
+    """Raise if a run is finished; but a run that was stopped before it wrote its results still has to write them."""
+    if not is_finished(args, checkpoint):
+        return
+    output, results = Path(args.output_dir), Path(args.output_dir) / "results.json"
+    if Path(checkpoint).resolve().parent == output.resolve() and not results.exists():
+        return
+    option = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+    state, wanted = state_of(checkpoint), getattr(args, option)
+    raise InputError(
+        f"{checkpoint} is the end of a finished run: {state.global_step} steps or {state.epoch:g} epochs are done, and "
+        f"--{option} is {wanted:g}. To train on, give a larger --{option}."
+    )
+
+
+def train_from(trainer: PixelCNNTrainer, checkpoint: str | None):
+    """Train; of a finished run, which only lacks its results, take what it has trained."""
+    if checkpoint is None or not is_finished(trainer.args, checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    if trainer.is_world_process_zero():
+        print(f"{checkpoint} is the end of its run: nothing is left to train, only the results are written.")
+    trainer.state = state_of(checkpoint)
+    trainer._load_from_checkpoint(checkpoint)
+    if trainer.args.ema_decay:
+        trainer.ema = WeightAverage(trainer.model, trainer.args.ema_decay)
+        trainer.ema.load(checkpoint)
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        trainer._load_best_model()
 
 
 def new_processor(data_args: DataArguments, model_args: ModelArguments, rows: Dataset | IterableDataset, column: str):
@@ -435,8 +496,8 @@ def check_nothing_new(data_args: DataArguments, model_args: ModelArguments):
         )
 
 
-def check_same_model(model: PreTrainedModel, checkpoint: str):
-    """Raise unless `checkpoint` holds a model with the config of `model`."""
+def check_same_model(model: PreTrainedModel, processor: PixelCNNImageProcessor | None, checkpoint: str):
+    """Raise unless `checkpoint` holds a model with the config of `model`, its classes and its image processor."""
     saved = type(model.config).from_pretrained(checkpoint)
     for name in sorted(f.name for f in fields(saved)):
         ours, theirs = getattr(model.config, name), getattr(saved, name)
@@ -445,6 +506,13 @@ def check_same_model(model: PreTrainedModel, checkpoint: str):
     if saved.num_classes and saved.id2label != model.config.id2label:
         ours, theirs = (", ".join(config.id2label.values()) for config in (model.config, saved))
         raise InputError(f"{checkpoint} has the classes {theirs}, this run {ours}: it cannot be resumed.")
+    ours, theirs = level_options(processor), level_options(load_processor(checkpoint))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"{checkpoint} makes its levels with {name}={theirs.get(name)!r}, this run with {ours.get(name)!r}: it "
+                "cannot be resumed."
+            )
 
 
 def results_of(
@@ -480,7 +548,7 @@ def main(arguments: list[str] | None = None):
     set_seed(args.seed)  # before the weights are drawn
     model, processor, images, eval_images = prepare(data_args, model_args, args)
     if checkpoint:
-        check_same_model(model, checkpoint)
+        check_same_model(model, processor, checkpoint)
 
     trainer = PixelCNNTrainer(
         model,
@@ -490,7 +558,7 @@ def main(arguments: list[str] | None = None):
         eval_dataset=eval_images,
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_from(trainer, checkpoint)
     training_seconds = time.perf_counter() - start
     trainer.save_model()
     is_main = trainer.is_world_process_zero()

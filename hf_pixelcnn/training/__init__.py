@@ -21,7 +21,7 @@ from .data_sources import (
     stored,
 )
 from .errors import InputError
-from .level_dataset import LevelDataset, LevelStream, check_classes_of, collate_classes, collate_levels
+from .level_dataset import LevelDataset, LevelStream, check_classes_of, collate_classes, collate_levels, level_options
 from .pictures import (
     check_picture_path,
     completion_grid,
@@ -72,6 +72,7 @@ __all__ = [
     "has_fast_bfloat16",
     "keep_freed_memory",
     "last_checkpoint",
+    "level_options",
     "load_classifier",
     "load_model",
     "load_processor",

@@ -32,6 +32,14 @@ def check_seed(seed: int):
         raise InputError(f"--seed must be 0 ... {2**32 - 1}, got {seed}.")
 
 
+def level_options(processor: PixelCNNImageProcessor | None) -> dict:
+    """The options of an image processor that say which levels it makes; none for codes."""
+    if processor is None:
+        return {}
+    known = processor.valid_kwargs.__annotations__
+    return {name: value for name, value in processor.to_dict().items() if name in known and value is not None}
+
+
 @contextlib.contextmanager
 def _damage_as_input_error(column: str):
     """An image that cannot be decoded, or made into levels, is the fault of the data, not of the program."""
@@ -143,11 +151,7 @@ class _Levels:
         else:
             if processor is None:
                 raise InputError(f"column {self.column!r} holds images, and the model has no image processor.")
-            options = {
-                key: value
-                for key, value in processor.to_dict().items()
-                if key in processor.valid_kwargs.__annotations__ and value is not None
-            }
+            options = level_options(processor)
             self.is_stochastic = options.get("binarization") == "stochastic"
             if self.is_stochastic:  # the cached file holds pixels
                 options |= {"num_levels": 256}
