@@ -44,7 +44,7 @@ from .compressed_stream import (
     write_stream,
 )
 from .likelihood_causal_image import from_raster, to_raster
-from .sampling_causal_image import sample_cached, sampling_state
+from .sampling_causal_image import num_threads, sample_cached, sampling_state, threads_that_pay
 from .version import __version__
 
 MAX_COLUMNS = 4096
@@ -164,17 +164,6 @@ def contiguous_weights(model) -> Iterator[None]:
     finally:
         for x, data in zip(others, before, strict=True):
             x.data = data
-
-
-@contextlib.contextmanager
-def num_threads(threads: int):
-    """Let torch use so many threads on the CPU, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Probe:
@@ -408,7 +397,8 @@ def compress(
     Compress images without loss to about as many bits as they are unlikely: `-log_prob(pixel_values).sum() / ln 2`.
 
     Only the same model decodes a stream, in the same dtype, on the same kind of processor and with the same version of
-    torch; the number of threads is restored. Needs the extra `hf_pixelcnn[compression]`.
+    torch. The threads that pay are used, decoding uses as many, and torch's number of threads is set back. Needs the
+    extra `hf_pixelcnn[compression]`.
 
     Args:
         model: A `...ForCausalImageModeling`. It runs in evaluation mode and is set back afterwards.
@@ -438,7 +428,7 @@ def compress(
         raise ValueError(f"`pixel_values` must be at most {MAX_COLUMNS} wide, got a width of {shape[3]}.")
     class_ids = class_ids_for(class_ids, shape[0], model.config, model.device)
     writer = LevelWriter(pixel_values, class_ids, model.config.num_classes)
-    probe, threads = Probe(shape), min(torch.get_num_threads(), MAX_THREADS)
+    probe, threads = Probe(shape), min(threads_that_pay(model, batches(shape[0], shape[3])[0]), MAX_THREADS)
     with num_threads(threads):
         for _ in code_images(model, shape, writer, probe, show_progress):
             pass

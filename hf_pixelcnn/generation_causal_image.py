@@ -93,7 +93,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
         Draw images, or complete given ones.
 
         The network runs in evaluation mode and is set back afterwards; so several threads may draw from one model only
-        if it is in evaluation mode already.
+        if it is in evaluation mode already. On a CPU the cached sampler draws small batches with one thread of torch
+        ([`threads_that_pay`]), because more make it slower wherever other work runs, and sets the number back.
 
         Args:
             pixel_values (integer `torch.Tensor` of shape `(batch, channels, height, width)`, *optional*):

@@ -15,7 +15,7 @@ from conftest import build_model, random_inputs
 
 import hf_pixelcnn.compressed_stream as container
 import hf_pixelcnn.compression as codec
-from hf_pixelcnn import CompressedStreamError, compress, decompress
+from hf_pixelcnn import CompressedStreamError, compress, decompress, sampling_causal_image
 from hf_pixelcnn.compressed_stream import CompressedStream, read_stream, write_stream
 
 
@@ -214,6 +214,7 @@ def test_the_number_of_threads_is_restored_and_set_back(model, levels, threads, 
     before = torch.get_num_threads()
     seen = []
     sample = codec.sample_cached
+    monkeypatch.setattr(sampling_causal_image, "FEATURES_PER_THREAD", 1)  # so that any number pays
     monkeypatch.setattr(
         codec, "sample_cached", lambda *args, **kw: seen.append(torch.get_num_threads()) or sample(*args, **kw)
     )
@@ -227,6 +228,16 @@ def test_the_number_of_threads_is_restored_and_set_back(model, levels, threads, 
             decompress(model, forge(data, pixels="0"))
         assert torch.get_num_threads() == 2
         assert seen == [threads] * 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_small_batches_are_coded_with_one_thread(model, levels):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert read_stream(compress(model, levels)).header.threads == 1
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import threading
 import weakref
 
 import numpy as np
@@ -13,9 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import LogitsProcessor
 
-from hf_pixelcnn import LivePreview, PixelCNNGenerationConfig, PixelCNNImageProcessor, caching_causal_image
+from hf_pixelcnn import (
+    LivePreview,
+    PixelCNNGenerationConfig,
+    PixelCNNImageProcessor,
+    caching_causal_image,
+    sampling_causal_image,
+)
+from hf_pixelcnn.caching_causal_image import ForwardCache
 from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise
+from hf_pixelcnn.sampling_causal_image import FEATURES_PER_THREAD, threads_that_pay
 
 pytestmark = pytest.mark.versions
 
@@ -551,3 +560,85 @@ def test_cached_sampling_needs_less_memory_than_a_forward():
             peak_bytes(f, cpu) for f in (lambda: model.generate(num_images=8), lambda: model(pixel_values))
         )
     assert sampling < forward
+
+
+# Threads
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_small_batch_is_drawn_with_one_thread_and_the_number_is_set_back(family):
+    model, seen = build_model(family), []
+    model.generate(num_images=2, streamer=lambda *row: seen.append(torch.get_num_threads()))
+    assert seen == [1] * 5
+    assert torch.get_num_threads() == 2
+
+    def fail(images, row, levels):
+        raise KeyError(torch.get_num_threads())
+
+    with pytest.raises(KeyError, match="1"):
+        model.generate(num_images=2, streamer=fail)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_batch_gets_the_threads_that_pay(family, monkeypatch):
+    model = build_model(family)
+    images = -(-FEATURES_PER_THREAD // model.config.hidden_size)
+    assert [threads_that_pay(model, batch) for batch in (1, images, 2 * images, 100 * images)] == [1, 1, 2, 2]
+    torch.set_num_threads(1)
+    assert threads_that_pay(model, 100 * images) == 1
+    torch.set_num_threads(2)
+    monkeypatch.setattr(sampling_causal_image, "device_of", lambda model: torch.device("cuda"))
+    assert threads_that_pay(model, 1) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(type(model), "sampling_cache_class", ForwardCache)  # its operations are those of a forward
+    assert threads_that_pay(model, 1) == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_seeded_sample_is_the_same_with_any_number_of_threads_in_float64(family, monkeypatch):
+    model = build_model(family, image_size=[3, 4], hidden_size=64, head_hidden_size=64).double()
+    images, seen = [], []
+    for least in (FEATURES_PER_THREAD, 1):
+        monkeypatch.setattr(sampling_causal_image, "FEATURES_PER_THREAD", least)
+        images.append(
+            model.generate(num_images=3, generator=seeded(), streamer=lambda *_: seen.append(torch.get_num_threads()))
+        )
+    assert seen == [1] * 3 + [2] * 3
+    assert torch.equal(*images)
+
+
+def test_threads_that_draw_at_once_keep_their_own_numbers(monkeypatch):
+    model, meet, found = build_model("gated_pixelcnn"), threading.Barrier(2, timeout=60), {}
+    expected = model.generate(num_images=2, generator=seeded())
+
+    def serve(own):
+        torch.set_num_threads(own)
+
+        def streamer(images, row, levels):
+            found[own, row] = torch.get_num_threads()
+            meet.wait()  # both are in the same row
+
+        found[own] = torch.equal(model.generate(num_images=2, generator=seeded(), streamer=streamer), expected)
+        found[own, "after"] = torch.get_num_threads()
+
+    workers = [threading.Thread(target=serve, args=(own,)) for own in (2, 3)]
+    before = torch.get_num_threads()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for own in (2, 3):
+        assert found[own]
+        assert [found[own, row] for row in range(5)] == [1] * 5
+        assert found[own, "after"] == own
+    assert torch.get_num_threads() == before
+    torch.set_num_threads(before)  # what threads that are started later begin with
