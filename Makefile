@@ -8,7 +8,7 @@ PYTEST := -m pytest --numprocesses auto --maxprocesses 4
 .PHONY: help install demo test test-quick test-oldest lint benchmark cards golden docs clean
 
 help:
-	@echo "make demo       train on bundled digits for at most 4 minutes, draw new ones into demo/"
+	@echo "make demo       draw digits with a published model, then train one for at most 4 minutes; pictures in demo/"
 	@echo "make test       run the tests"
 	@echo "make test-quick run those that neither train, compile nor start processes"
 	@echo "make test-oldest  run those that depend on versions, with the oldest dependencies that are supported"
@@ -21,9 +21,14 @@ help:
 
 # The constraints pin torch to a build of PyPI and everything else to the tested versions. PIP_FLAGS may add more.
 $(VENV)/.installed: pyproject.toml setup.cfg constraints.txt
+	@echo "Set-up: a virtual environment in $(VENV) with some 115 packages, 1.9 GB with the build of torch for CPUs. On Linux"
+	@echo "PyPI's build of torch, which is the default, adds gigabytes of CUDA libraries; without them:"
+	@echo "    make install PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
+	@echo "pip tells below what it downloads."
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	$(PYTHON) -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
 	@touch $@
+	@echo "Set-up is done: $(VENV)"
 
 install: $(VENV)/.installed
 

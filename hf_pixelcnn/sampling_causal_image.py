@@ -18,9 +18,9 @@ from .caching_causal_image import ForwardCache, device_of, sampling_cache
 from .canvas_causal_image import Canvas, SampledCanvas
 from .checks_causal_image import evaluation_mode
 
-# Images × features of a thread. Timed on 2 busy cores, products of (images, 3 * features) and (3 * features, 2 * features)
-# begin to gain from a second thread with 4,096 in all, 15 instead of 16 µs in the best of moments. With 16,384 they take
-# 47 to 139 µs in one thread, so that two have something to share. In all other moments two threads took 14 ms.
+# Images × features of a thread. Timed on 2 busy cores, the products of (images, 3 * features) with (3 * features,
+# 2 * features) begin to gain from a second thread with 4,096 in all: 15 instead of 16 µs, in the best of moments, and
+# 14 ms in most. With 16,384 they take 47 to 139 µs in one thread, so that a second one has something to save.
 FEATURES_PER_THREAD = 8192
 
 

@@ -23,6 +23,7 @@ from .data_sources import (
 from .errors import InputError
 from .level_dataset import LevelDataset, LevelStream, check_classes_of, collate_classes, collate_levels, level_options
 from .pictures import (
+    add_captions,
     check_picture_path,
     completion_grid,
     draw_heat_maps,
@@ -51,6 +52,7 @@ __all__ = [
     "LevelStream",
     "PixelCNNTrainer",
     "PixelCNNTrainingArguments",
+    "add_captions",
     "calibration_error",
     "check_classes_of",
     "check_finite",

@@ -1,6 +1,7 @@
 """Pictures: grids of images, heat maps, and curves of the loss."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..pictures_causal_image import image_grid, images_of
 from .errors import InputError
@@ -49,6 +50,37 @@ def completion_grid(
         given = Image.composite(original, grey, mask)
         cells += [original, given, *completions[index * each : (index + 1) * each]]
     return image_grid(cells, each + 2)
+
+
+def add_captions(grid: Image.Image, title: str, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> Image.Image:
+    r"""
+    A grid of images with a white margin that says what they are.
+
+    Args:
+        grid (`PIL.Image.Image`): What [`image_grid`] returned.
+        title (`str`): Text above all; long ones take several lines.
+        rows (sequence of `str`, *optional*): One word for each row of the grid, on its left.
+        columns (sequence of `str`, *optional*): One word for each column, above it; equal neighbours are said once.
+
+    Returns:
+        `PIL.Image.Image`: Of the same mode, wider and higher.
+    """
+    font, line = ImageFont.load_default(15), 20
+    left = 12 + math.ceil(max(map(font.getlength, rows), default=0))
+    letters = max(1, int(grid.width / font.getlength("n")))
+    titles = textwrap.wrap(title, letters)
+    top = 8 + line * (len(titles) + bool(columns))
+    picture = Image.new(grid.mode, (left + grid.width + 12, top + grid.height + 12), "white")
+    picture.paste(grid, (left, top))
+    draw = ImageDraw.Draw(picture)
+    for index, text in enumerate(titles):
+        draw.text((left, 4 + line * index), text, "black", font)
+    for index, text in enumerate(rows):
+        draw.text((left - 6, top + (index + 0.5) * grid.height / len(rows)), text, "black", font, anchor="rm")
+    for index, text in enumerate(columns):
+        if index == 0 or text != columns[index - 1]:
+            draw.text((left + index * grid.width / len(columns), top - line), text, "black", font)
+    return picture
 
 
 def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, path: str):
