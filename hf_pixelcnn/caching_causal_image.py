@@ -25,8 +25,11 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
 from transformers.utils import logging
 
+from .adapters_causal_image import unwrapped
 from .masking_causal_image import feature_groups
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
@@ -70,6 +73,60 @@ def device_of(model) -> torch.device:
     if device is None:
         raise ValueError("The model is on the meta device: it has no weights to draw with.")
     return torch.device(device)
+
+
+def modules_by_name(module: nn.Module, name: str = "") -> Iterator[tuple[str, list[nn.Module]]]:
+    """Names of a module and of all below it, and each with what is in it, see [`unwrapped`]."""
+    modules = unwrapped(module)
+    yield name, modules
+    for child_name, child in modules[-1].named_children():
+        yield from modules_by_name(child, f"{name}.{child_name}" if name else child_name)
+
+
+def classes_by_name(module: nn.Module) -> dict[str, type]:
+    """Classes of the modules in a module, without wrappers and what parametrisation makes of them."""
+    return {
+        name: parametrize.type_before_parametrizations(modules[-1]) for name, modules in modules_by_name(module) if name
+    }
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of a module does other things than its class says."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if any("make_inputs_require_grad" not in getattr(hook, "__qualname__", "") for hook in hooks):
+        return True  # that one is of transformers, and changes no number
+    known = hasattr(module, "_hf_hook") or hasattr(module, "_orig_mod")  # accelerate moves tensors, `torch.compile`
+    return "forward" in vars(module) and not known
+
+
+def check_as_built(model):
+    r"""
+    Raise if the network is not what a cache that works with weights is written for.
+
+    LoRA on masked convolutions and parametrised weights are followed. Whatever else acts when a layer is called would
+    act in the forward pass only.
+
+    Args:
+        model: A `...ForCausalImageModeling`.
+
+    Raises:
+        ValueError: If modules of other classes are in the place of those it was built of, or modules have hooks.
+    """
+    found, classes = dict(modules_by_name(model)), classes_by_name(model)
+    for name, module_class in model.classes_as_built.items():
+        what = None
+        if name not in found:
+            what = "is gone"
+        elif classes[name] is not module_class:
+            outer = type(found[name][0])
+            what = f"is a {outer.__module__}.{outer.__name__}, not a {module_class.__name__}"
+        elif any(is_hooked(module) for module in found[name]):
+            what = "has hooks"
+        if what:
+            raise ValueError(
+                "The cached sampler and the codec compute with the weights of layers as the model was built, but "
+                f"`{name}` {what}: use `sampler='naive'`, merge adapters into the weights, or undo the change."
+            )
 
 
 def group_rows(num_features: int, num_channels: int, channel: int, num_parts: int = 1) -> torch.Tensor:
@@ -270,6 +327,7 @@ class EncodedRowCache(SamplingCache):
     def __init__(self, model, batch, height, width, class_ids=None, *, pixels_left: int):
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
+        check_as_built(model)
         super().__init__(model, batch, height, width, class_ids)
         encoding, self.pixels_left = model.model.encoding, pixels_left
         self.tables = self.keep(encoding.table(**self.factory)).unbind(0)  # per channel: (levels, features)
@@ -381,6 +439,8 @@ __all__ = [
     "ForwardCache",
     "MaskedConvCache",
     "SamplingCache",
+    "check_as_built",
+    "classes_by_name",
     "device_of",
     "group_rows",
     "pointwise_weights",

@@ -69,7 +69,7 @@ def identity(model) -> dict[str, str]:
         raise ValueError("Compression needs all weights of the model in memory; some are offloaded.")
     settings = [model.config.model_type, model.config.likelihood_settings()]
     weights = checksum()
-    for name, tensor in sorted(model.masked_state_dict().items()):
+    for name, tensor in sorted(model.acting_state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     device = model.device

@@ -124,8 +124,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
                 the reference, runs a full forward for every dimension. `"fixed_point"` runs full forwards on the same
                 noise until nothing changes (Song et al. 2021, https://huggingface.co/papers/2002.03629, Jacobi
                 iteration). All draw the same images; in float32 and bfloat16 rounding may rarely move a level.
-                `"cached"` works on the layers' weights, so hooks and parametrisations put on layers from outside act in
-                the other two only.
+                `"cached"` works on the layers' weights: it follows LoRA and parametrised weights, and refuses networks
+                with hooks or other layers put in from outside, which the other two call.
             show_progress (`bool`, defaults to `False`):
                 Show a progress bar over rows.
             return_dict_in_generate (`bool`, *optional*):

@@ -16,6 +16,8 @@ https://huggingface.co/papers/1601.06759
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.utils import _pair
 
 
 def feature_groups(num_features: int, num_groups: int, num_parts: int = 1) -> torch.Tensor:
@@ -59,13 +61,14 @@ def causal_mask(
     return mask
 
 
-class CausalConv2d(nn.Conv2d):
+class CausalConv2d(_ConvNd):
     r"""
     Base of the convolutions below: zero padding on each side by its own amount, and a mask where one is needed.
 
     Input `(batch, in_channels, height, width)`, output `(batch, out_channels, height, width)`, divided by the stride.
     The parameter is never written to: a masked weight is replaced by zero on its way into the convolution, so its
-    gradient is zero.
+    gradient is zero. Not an `nn.Conv2d`, although it has its fields: what handles those, as methods of adapters do,
+    knows of no mask.
 
     Attributes:
         padding_sides (`(left, right, top, bottom)`): Zero rows and columns around the image; -1 removes one.
@@ -80,14 +83,6 @@ class CausalConv2d(nn.Conv2d):
     share_of_taps = 1.0
     mask: torch.Tensor | None
 
-    def __new__(cls, *args, **kwargs):
-        if len(args) > 4:  # as an `nn.Conv2d` is made
-            raise TypeError(
-                f"{cls.__name__} is a masked convolution: an adapter made of its class (LoRA and the like) would see "
-                "the future. Choose other layers for adapters."
-            )
-        return super().__new__(cls)
-
     def __init__(
         self,
         in_channels: int,
@@ -99,7 +94,8 @@ class CausalConv2d(nn.Conv2d):
         init_scale: float = 1.0,
         weight_norm: bool = False,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, stride, bias=bias)
+        sizes = _pair(kernel_size), _pair(stride)
+        super().__init__(in_channels, out_channels, *sizes, (0, 0), (1, 1), False, (0, 0), 1, bias, "zeros")
         self.padding_sides, self.init_scale = padding_sides, init_scale
         self.gain = nn.Parameter(torch.empty(out_channels)) if weight_norm else None
         mask = self.build_mask()  # not on the weight's device, which is meta in accelerate's `init_empty_weights`
@@ -113,15 +109,15 @@ class CausalConv2d(nn.Conv2d):
         """The part of a `(out, in, rows, columns)` tensor that can reach the past: for most kernels all of it."""
         return weight
 
-    def visible_weight(self) -> torch.Tensor:
-        """The weight that acts: cropped to the past, zero where masked, and normalised."""
-        weight = self.kernel(self.weight)
+    def visible_weight(self, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight that acts, from the parameter or from one given for it: cropped, zero where masked, normalised."""
+        visible = self.kernel(self.weight if weight is None else weight)
         if self.mask is not None:
-            weight = torch.where(self.mask, weight, 0)
+            visible = torch.where(self.mask, visible, 0)
         if self.gain is not None:
-            norm = torch.linalg.vector_norm(weight, dim=(1, 2, 3), keepdim=True)
-            weight = weight * (self.gain[:, None, None, None] / norm.clamp(min=torch.finfo(norm.dtype).tiny))
-        return weight
+            norm = torch.linalg.vector_norm(visible, dim=(1, 2, 3), keepdim=True)
+            visible = visible * (self.gain[:, None, None, None] / norm.clamp(min=torch.finfo(norm.dtype).tiny))
+        return visible
 
     def fold_weight_norm(self):
         """Make the normalised weight the parameter, and forget the gain."""
@@ -144,16 +140,17 @@ class CausalConv2d(nn.Conv2d):
         if mask is not None:  # after `to_empty()` it would be uninitialised memory
             self.mask = mask.to(self.weight.device)
 
-    def forward(self, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, relu: bool = False, weight: torch.Tensor | None = None) -> torch.Tensor:
         """
         Convolve x, or ReLU(x) with `relu=True`: the same numbers as a ReLU before the call, but the padded tensor is
-        then the only one that the backward pass keeps, which makes compiled training a third faster.
+        then the only one that the backward pass keeps, which makes compiled training a third faster. A `weight` of the
+        parameter's shape stands in for it.
         """
         if any(self.padding_sides):
             x = F.pad(x, self.padding_sides)
         if relu:
             x = F.relu(x)
-        return F.conv2d(x, self.visible_weight(), self.bias, self.stride)
+        return F.conv2d(x, self.visible_weight(weight), self.bias, self.stride)
 
 
 class MaskedConv2d(CausalConv2d):
@@ -245,8 +242,8 @@ class UpsamplingConv2d(CausalConv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_columns: int, **options):
         super().__init__(in_channels, out_channels, (2, kernel_columns), (0, 0, 0, 0), stride=2, **options)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.upsample(x, self.visible_weight(), self.bias)
+    def forward(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        return self.upsample(x, self.visible_weight(weight), self.bias)
 
     def upsample(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         wide = self.kernel_size[1] - 2  # 1: a column is cut off on the left, and one added for it on the right

@@ -25,7 +25,8 @@ from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .caching_causal_image import ForwardCache, SamplingCache
+from .adapters_causal_image import AdaptedConv2d, watch_peft
+from .caching_causal_image import ForwardCache, SamplingCache, classes_by_name
 from .checks_causal_image import check_class_ids, check_levels, evaluation_mode
 from .configuration_causal_image import CausalImageModelingConfig
 from .generation_causal_image import CausalImageGenerationMixin
@@ -195,6 +196,57 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         config.validate()  # fields may have been assigned since it was made
         super().__init__(config, *args, **kwargs)
 
+    @property
+    def peft_config(self) -> dict[str, Any]:
+        """Adapters by name, if there are any. The first thing that `peft` asks a model for, whatever the method is."""
+        if "peft" in sys.modules:
+            watch_peft()
+        if "_peft_config" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no adapters.")
+        return vars(self)["_peft_config"]
+
+    @peft_config.setter
+    def peft_config(self, adapters: dict[str, Any]):
+        vars(self)["_peft_config"] = adapters
+
+    @peft_config.deleter
+    def peft_config(self):
+        del vars(self)["_peft_config"]
+
+    def add_adapter(self, adapter_config, adapter_name: str | None = None):
+        r"""
+        As in transformers, for LoRA on masked convolutions; without `target_modules` on all of them.
+
+        Args:
+            adapter_config (`peft.LoraConfig`): Settings: rank, alpha, initial weights, layers, classes to save.
+            adapter_name (`str`, *optional*): Defaults to `"default"`.
+
+        Raises:
+            ValueError: If it is another method, or has other settings or layers. The model is as it was.
+        """
+        loaded = self._hf_peft_config_loaded
+        try:
+            super().add_adapter(adapter_config, adapter_name)
+        except Exception:
+            self._hf_peft_config_loaded = loaded  # which transformers has set before it tries
+            raise
+
+    def load_adapter(self, peft_model_id: str | None = None, *args, **kwargs):
+        r"""
+        As in transformers, but a file that lacks tensors of the adapter is an error.
+
+        Raises:
+            OSError: If there is no such adapter, or tensors are missing.
+            ValueError: If it is no LoRA on masked convolutions.
+        """
+        report = super().load_adapter(peft_model_id, *args, **kwargs)
+        if missing := sorted(report.missing_keys):
+            raise OSError(
+                f"The adapter {str(peft_model_id)!r} lacks {len(missing)} tensors, {_some(missing)}: it is damaged, or "
+                "of another model."
+            )
+        return report
+
     @torch.no_grad()
     def _init_weights(self, module):
         r"""
@@ -242,17 +294,17 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         Reference: Salimans & Kingma 2016, Weight Normalization, section 3, https://huggingface.co/papers/1602.07868
         """
 
-        def normalise(layer, inputs, output):
+        def normalise(layer, inputs, options, output):
             std, mean = torch.std_mean(output.float(), dim=(0, 2, 3), correction=0)
             scale = torch.where(std > 1e-6, layer.init_scale / std, 1.0)  # what never varies keeps its gain
             layer.gain.mul_(scale)
             layer.bias.sub_(mean).mul_(scale)
-            return layer.forward(*inputs)
+            return layer.forward(*inputs, **options)
 
         layers = [m for m in self.modules() if isinstance(m, CausalConv2d) and m.gain is not None]
         if not layers:
             return
-        hooks = [layer.register_forward_hook(normalise) for layer in layers]
+        hooks = [layer.register_forward_hook(normalise, with_kwargs=True) for layer in layers]
         try:
             with evaluation_mode(self):  # no dropout
                 getattr(self, "log_prob", self)(pixel_values, class_ids=class_ids)
@@ -341,12 +393,25 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         state_dict = {
             _own_name(name): w for name, w in (self.state_dict() if state_dict is None else state_dict).items()
         }
-        for name, module in self.named_modules():
-            name = _own_name(f"{name}.weight")
-            weight = state_dict.get(name)
-            if isinstance(module, CausalConv2d) and module.mask is not None and weight is not None:
-                state_dict[name] = module.masked(weight)
+        for module_name, module in self.named_modules():
+            if isinstance(module, CausalConv2d) and module.mask is not None:
+                own_name = _own_name(module_name)
+                for name in {f"{own_name}.weight", f"{own_name.removesuffix('.base_layer')}.weight"}:  # as if merged
+                    if name in state_dict:
+                        state_dict[name] = module.masked(state_dict[name])
         return state_dict
+
+    def acting_state_dict(self) -> dict:
+        """[`~CausalImagePreTrainedModel.masked_state_dict`] of the model as it is with all active adapters merged."""
+        state_dict = self.state_dict()
+        for name, module in self.named_modules():
+            if isinstance(module, AdaptedConv2d):
+                for key in [key for key in state_dict if key.startswith(f"{name}.")]:
+                    tensor, (own, _, rest) = state_dict.pop(key), key.removeprefix(f"{name}.").partition(".")
+                    if own == "base_layer":
+                        state_dict[f"{name}.{rest}"] = tensor
+                state_dict[f"{name}.weight"] = module.adapted_weight().detach()
+        return self.masked_state_dict(state_dict)
 
     def non_finite_weights(self, state_dict: dict | None = None) -> list[str]:
         """Names of the saved tensors that hold a NaN or an infinite number: of the weights, or of others like them."""
@@ -383,7 +448,15 @@ class CausalImagePreTrainedModel(PreTrainedModel):
 
         A `state_dict` may come from the model in `torch.compile` or `DataParallel`. Weights that are not finite are
         saved with a warning, so that a run can be looked into.
+
+        Raises:
+            ValueError: If adapters are in the model that only its `PeftModel` can save.
         """
+        if not self._hf_peft_config_loaded and any(isinstance(module, AdaptedConv2d) for module in self.modules()):
+            raise ValueError(
+                "This model holds adapters of a `PeftModel`: save them with its `save_pretrained`, or put them into "
+                "the weights first, with its `merge_and_unload`."
+            )
         state_dict = self.masked_state_dict(state_dict)
         if (broken := self.non_finite_weights(state_dict)) and is_main_process:
             logger.warning(
@@ -447,10 +520,12 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
     Attributes:
         backbone_class (`type[CausalImageBackbone]`): The network of the family.
         output_distribution ([`OutputDistribution`]): What the head's outputs mean.
+        classes_as_built (`dict[str, type]`): Class of each module by its name, when the model was made.
     """
 
     backbone_class: type[CausalImageBackbone]
     output_distribution: OutputDistribution
+    classes_as_built: dict[str, type]
 
     def __init__(self, config: CausalImageModelingConfig):
         super().__init__(config)
@@ -458,6 +533,10 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         self.output_distribution = distribution_of(config)
         self.head = PixelHead(config, self.output_distribution.num_parameters, **self.head_options())
         self.post_init()
+
+    def post_init(self):
+        super().post_init()
+        self.classes_as_built = classes_by_name(self)  # what a cache is written for
 
     def distribution_parameters(
         self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, output_hidden_states: bool | None = None

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .adapters_causal_image import AdaptedConv2d
 from .caching_pixelcnn_pp import PixelCNNPPCache
 from .classification_causal_image import ImageClassification
 from .configuration_pixelcnn_pp import PixelCNNPPConfig
@@ -109,7 +110,9 @@ class PixelCNNPPPreTrainedModel(CausalImagePreTrainedModel):
         return {"activation": F.elu, "weight_norm": self.config.weight_norm}
 
     def fold_weight_norm(self):
-        """Replace direction and gain of every layer by the weight that they stand for, in place."""
+        """Replace direction and gain of every layer by the weight that they stand for, in place; not with adapters."""
+        if any(isinstance(module, AdaptedConv2d) for module in self.modules()):
+            raise ValueError("Adapters change directions, which folding replaces: merge and unload them first.")
         for module in self.modules():
             if isinstance(module, CausalConv2d):
                 module.fold_weight_norm()

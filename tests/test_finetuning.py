@@ -124,14 +124,3 @@ def test_a_model_of_28_pixels_learns_32(cache, tmp_path):
     assert after < before < 0.6  # what was learnt helps: ln 2 is chance
     model.save_pretrained(tmp_path / "32")
     assert AutoModel.from_pretrained(tmp_path / "32").generate(class_ids=[3]).shape == (1, 1, 32, 32)
-
-
-def test_adapters_of_peft_are_refused_before_they_could_see_the_future(pretrained):
-    """`peft` makes adapters of the class of the layer, without its mask: an error, and the model stays as it was."""
-    peft = pytest.importorskip("peft")
-    model = AutoModel.from_pretrained(pretrained)
-    names = {name for name, _ in model.named_modules()}
-    config = peft.LoraConfig(r=2, target_modules=r".*(head\.layers\.\d|horizontal_out)")
-    with pytest.raises(TypeError, match="a masked convolution"):
-        peft.get_peft_model(model, config)
-    assert {name for name, _ in model.named_modules()} == names

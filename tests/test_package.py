@@ -20,6 +20,7 @@ PACKAGE = ROOT / "hf_pixelcnn"
 # Imports run from the later of these to the earlier, or stay inside one.
 LAYERS = (
     ("version", "compressed_stream", "configuration", "masking", "likelihood", "checks", "generation_config"),
+    ("adapters",),
     ("caching", "canvas", "sampling", "generation"),
     ("modeling", "classification"),
     ("image_processing", "pictures", "pipeline", "preview", "receptive_field", "compression"),
