@@ -185,8 +185,8 @@ def advice(demo: DemoArguments, steps: int, bits: float, seconds: float) -> str:
     return (
         f"   These are not digits yet: {bits:.3f} bits/dim, and they begin below {ENOUGH_BITS}, after about "
         f"{ENOUGH_STEPS} steps.\n   {steps} steps were made in {seconds:.0f} s: the machine is busy or slow, or the "
-        f"time was short. Start again with more:\n   python training/demo.py --output_dir {demo.output_dir} --max_seconds "
-        f"{more_seconds:.0f} --max_steps {max(demo.max_steps, 2 * ENOUGH_STEPS)}"
+        f"time was short. Start again with more:\n   python training/demo.py --output_dir {demo.output_dir} "
+        f"--max_seconds {more_seconds:.0f} --max_steps {max(demo.max_steps, 2 * ENOUGH_STEPS)}"
     )
 
 
