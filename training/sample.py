@@ -156,7 +156,7 @@ def read_given(args: SamplingArguments, config, processor) -> Given:
     """The images of `--complete`."""
     with_classes = config.num_classes > 0 and args.class_id is None  # the data set has them
     rows = load_split(args.complete, args.split, None, args.cache_dir)
-    images = LevelDataset(rows, config.num_levels, processor, with_classes=with_classes)
+    images = LevelDataset(rows, config.num_levels, processor, with_classes=with_classes, id2label=config.id2label)
     batch = collate_levels([images[index] for index in range(len(images))])
     levels = batch["labels"]
     return Given(levels, read_mask(args.mask, *levels.shape[2:]), batch.get("class_ids"))

@@ -39,7 +39,7 @@ class DataCollatorForCausalImageModeling:
 
         Returns:
             `dict`: `pixel_values` and `labels`, the same levels, int64 `(batch, channels, height, width)`; with classes
-            also `class_ids`, int64 `(batch,)`.
+            also `class_ids`, int64 `(batch,)`, -1 for `None`.
 
         Raises:
             KeyError: If the items lack `pixel_values` or the column of classes; the message lists what they have.
@@ -53,5 +53,6 @@ class DataCollatorForCausalImageModeling:
         levels = torch.from_numpy(np.stack([np.asarray(item["pixel_values"]) for item in items])).long()
         batch = {"pixel_values": levels, "labels": levels}
         if self.class_column:
-            batch["class_ids"] = torch.tensor([int(item[self.class_column]) for item in items])
+            classes = [item[self.class_column] for item in items]
+            batch["class_ids"] = torch.tensor([-1 if class_id is None else int(class_id) for class_id in classes])
         return batch
