@@ -35,6 +35,7 @@ from hf_pixelcnn.training import (
     load_model,
     load_split,
     nats_per_image,
+    save_picture,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +115,7 @@ def draw_pictures(model, processor, digits: LevelDataset, name: str, seed: int, 
     grid = image_grid(processor.post_process(drawn), 6 if num_classes else None)
     names = [str(model.config.id2label[i]) for i in range(num_classes)]
     kinds = ", a row for each class" if num_classes else ""
-    add_captions(grid, f"Drawn by {name}{kinds}; seed {seed}, not selected", names).save(samples)
+    save_picture(add_captions(grid, f"Drawn by {name}{kinds}; seed {seed}, not selected", names), samples, seed=seed)
 
     batch = collate_levels([digits[i] for i in range(8)])
     upper_half = torch.zeros(28, 28, dtype=torch.bool)
@@ -127,7 +128,7 @@ def draw_pictures(model, processor, digits: LevelDataset, name: str, seed: int, 
     )
     grid = completion_grid(processor.post_process(batch["labels"]), upper_half, processor.post_process(drawn))
     title = f"Test digits, their given upper halves, and six lower halves drawn by {name}; seed {seed}, not selected"
-    add_captions(grid, title, columns=["original", "given", *["drawn"] * 6]).save(completions)
+    save_picture(add_captions(grid, title, columns=["original", "given", *["drawn"] * 6]), completions, seed=seed)
 
 
 def show_published(output: Path, seed: int):

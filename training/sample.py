@@ -38,7 +38,7 @@ from hf_pixelcnn.training import (
     completion_grid,
     load_model,
     load_split,
-    written_beside,
+    save_picture,
 )
 
 
@@ -240,8 +240,8 @@ def main(arguments: list[str] | None = None):
     PartialState().destroy_process_group()
     if not is_main:
         return
-    with written_beside(args.output) as beside:
-        draw_picture(args, config, processor, given, levels).save(beside)
+    picture = draw_picture(args, config, processor, given, levels)
+    save_picture(picture, args.output, seed=args.seed, model=args.model)
     if args.num_resamples is not None:
         print(
             f"effective sample size of {args.num_resamples} candidates: mean {sample_size.mean():.1f}, "

@@ -30,6 +30,7 @@ from .pictures import (
     draw_loss_curve,
     draw_regions,
     draw_samples,
+    save_picture,
 )
 from .records import has_fast_bfloat16, keep_freed_memory, run_facts, write_json, write_text, written_beside
 from .saved_models import check_finite, choose_device, load_classifier, load_model, load_processor
@@ -85,6 +86,7 @@ __all__ = [
     "nats_per_image",
     "num_channels_of",
     "run_facts",
+    "save_picture",
     "score",
     "score_by_class",
     "split_nats",

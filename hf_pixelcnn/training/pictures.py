@@ -10,25 +10,45 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from ..likelihood_causal_image import bits_per_dim
 from ..pictures_causal_image import image_grid, images_of
 from .errors import InputError
 
 
 @torch.no_grad()
 def draw_samples(model, processor, num_images: int, seed: int, path: Path):
-    """Draw a grid of `num_images` samples; of a conditional model, one row per class, as many as fit."""
-    class_ids, columns = None, None
+    """
+    Draw a grid of `num_images` samples, with the seed in the file's text; of a conditional model, one row per class, as
+    many as fit, with the names of the classes.
+    """
+    class_ids, columns, names = None, None, []
     if num_classes := model.config.num_classes:
-        columns = max(1, num_images // num_classes)
-        class_ids = torch.arange(min(num_classes, num_images)).repeat_interleave(columns)
+        class_ids = torch.arange(min(num_classes, num_images))
+        if num_images >= 2 * num_classes:  # else a row would be a single image, and the picture a narrow column
+            columns = num_images // num_classes
+            class_ids = class_ids.repeat_interleave(columns)
+            names = [str(model.config.id2label[class_id]) for class_id in range(num_classes)]
     levels = model.generate(
         num_images=num_images if class_ids is None else len(class_ids),
         class_ids=class_ids,
         generator=torch.Generator().manual_seed(seed),
         show_progress=True,
     )
-    image_grid(images_of(levels, processor, model.config.num_levels), columns).save(path)
+    grid = image_grid(images_of(levels, processor, model.config.num_levels), columns)
+    save_picture(add_captions(grid, "", names) if names else grid, path, seed=seed)
+
+
+def save_picture(picture: Image.Image, path: Path | str, **facts: str | int):
+    """Write a picture; if its name ends in `.png`, with facts such as its seed in the text of the file."""
+    if Path(path).suffix.lower() != ".png":
+        picture.save(path)
+        return
+    text = PngInfo()
+    for name, fact in facts.items():
+        text.add_text(name, str(fact))
+    picture.save(path, pnginfo=text)
 
 
 def completion_grid(
@@ -114,15 +134,15 @@ def check_picture_path(path: str):
 
 def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = None):
     r"""
-    Draw the training loss and the evaluation loss, in nats per dimension, over epochs.
+    Draw the training loss and the evaluation loss, in bits per dimension, over epochs.
 
     Args:
-        log_history (sequence of `dict`): `trainer.state.log_history`.
+        log_history (sequence of `dict`): `trainer.state.log_history`, whose losses are in nats per dimension.
         path (`str`): Where to write the picture.
         title (`str`, *optional*): Text above it.
     """
-    train = [(row["epoch"], row["loss"]) for row in log_history if "loss" in row]
-    evaluation = [(row["epoch"], row["eval_loss"]) for row in log_history if "eval_loss" in row]
+    train = [(row["epoch"], bits_per_dim(row["loss"], 1)) for row in log_history if "loss" in row]
+    evaluation = [(row["epoch"], bits_per_dim(row["eval_loss"], 1)) for row in log_history if "eval_loss" in row]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     if train:
@@ -134,7 +154,7 @@ def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = 
         margin = 0.05 * (max(settled) - min(settled)) or 0.05
         axes.set_ylim(min(settled) - margin, max(settled) + margin)
         axes.legend()
-    axes.set(xlabel="epoch", ylabel="nats per dimension", title=title)
+    axes.set(xlabel="epoch", ylabel="bits per dimension", title=title)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

@@ -1,0 +1,55 @@
+"""Pictures that training and its scripts write: rows by class, the seed in the file, losses in bits."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_model
+from matplotlib.axes import Axes
+from PIL import Image
+
+from hf_pixelcnn import PixelCNNImageProcessor, image_grid
+from hf_pixelcnn.training import draw_loss_curve, draw_samples, save_picture
+
+
+@pytest.fixture
+def processor():
+    return PixelCNNImageProcessor(num_levels=2, binarization="threshold")
+
+
+def test_samples_of_a_conditional_model_have_their_classes_and_seed(processor, tmp_path):
+    model = build_model("gated_pixelcnn", num_classes=2, image_size=8)
+    draw_samples(model, processor, 6, 3, tmp_path / "samples.png")
+    picture = Image.open(tmp_path / "samples.png")
+    assert picture.text == {"seed": "3"}
+    levels = model.generate(class_ids=[0, 0, 0, 1, 1, 1], generator=torch.Generator().manual_seed(3))
+    grid = image_grid(processor.post_process(levels), 3)
+    left, top = picture.width - grid.width - 12, picture.height - grid.height - 12
+    pixels = np.asarray(picture)
+    assert np.array_equal(pixels[top : top + grid.height, left : left + grid.width], np.asarray(grid))
+    for row in (0, 1):  # its name on the left
+        assert (pixels[top + row * grid.height // 2 : top + (row + 1) * grid.height // 2, :left] < 100).any()
+
+
+@pytest.mark.parametrize("num_classes", [0, 9])
+def test_samples_without_rows_of_classes_are_about_a_square(processor, tmp_path, num_classes):
+    model = build_model("gated_pixelcnn", num_classes=num_classes, image_size=8)
+    draw_samples(model, processor, 9, 0, tmp_path / "samples.png")
+    picture = Image.open(tmp_path / "samples.png")
+    assert picture.text == {"seed": "0"}
+    assert picture.width == picture.height >= 480
+
+
+def test_pictures_of_other_formats_have_no_text(tmp_path):
+    save_picture(Image.new("L", (8, 8)), tmp_path / "picture.jpg", seed=1)
+    assert Image.open(tmp_path / "picture.jpg").size == (8, 8)
+
+
+def test_a_loss_curve_is_in_bits(tmp_path, monkeypatch):
+    plotted, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *args, **kw: plotted.append(args[1]) or plot(self, *args, **kw))
+    history = [{"epoch": 1, "loss": math.log(2)}, {"epoch": 2, "loss": math.log(2) / 2}, {"epoch": 2, "eval_loss": 1.0}]
+    draw_loss_curve(history, tmp_path / "curve.png")
+    assert plotted[0] == pytest.approx((1.0, 0.5))
+    assert plotted[1] == pytest.approx((1 / math.log(2),))
