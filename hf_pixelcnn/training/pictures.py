@@ -1,4 +1,8 @@
-"""Pictures: grids of images, heat maps, and curves of the loss."""
+"""
+Pictures: grids of images, heat maps, and curves of the loss.
+
+Matplotlib, which takes seconds to import on a busy machine, is imported by the functions that need it.
+"""
 
 import math
 import textwrap
@@ -6,9 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -112,6 +113,8 @@ def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, path: str)
         nats (`torch.Tensor` of shape `(n, height, width)`): Negative log-likelihood of every pixel.
         path (`str`): Where to write the picture.
     """
+    from matplotlib.figure import Figure
+
     pairs = min(4, len(images))  # per row
     rows = math.ceil(len(images) / pairs)
     figure = Figure(figsize=(2.6 * pairs + 1, 1.35 * rows + 0.2), layout="constrained")
@@ -141,6 +144,8 @@ def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = 
         path (`str`): Where to write the picture.
         title (`str`, *optional*): Text above it.
     """
+    from matplotlib.figure import Figure
+
     train = [(row["epoch"], bits_per_dim(row["loss"], 1)) for row in log_history if "loss" in row]
     evaluation = [(row["epoch"], bits_per_dim(row["eval_loss"], 1)) for row in log_history if "eval_loss" in row]
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -168,6 +173,10 @@ def draw_regions(panels: dict[str, torch.Tensor], colours: dict[str, str], path:
         colours (`dict`): Name and colour of each label.
         path (`str`): Where to write the picture.
     """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     most_rows, most_columns = (max(panel.shape[i] for panel in panels.values()) for i in (0, 1))
     width = 4.2
     size = (width * len(panels), width * most_rows / most_columns + 0.9)
