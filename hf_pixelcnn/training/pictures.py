@@ -43,13 +43,12 @@ def draw_samples(model, processor, num_images: int, seed: int, path: Path):
 
 def save_picture(picture: Image.Image, path: Path | str, **facts: str | int):
     """Write a picture; if its name ends in `.png`, with facts such as its seed in the text of the file."""
-    if Path(path).suffix.lower() != ".png":
-        picture.save(path)
-        return
     text = PngInfo()
     for name, fact in facts.items():
         text.add_text(name, str(fact))
-    picture.save(path, pnginfo=text)
+    options = {"pnginfo": text} if Path(path).suffix.lower() == ".png" else {}
+    with written_beside(path) as beside:
+        picture.save(beside, **options)
 
 
 def completion_grid(
