@@ -92,11 +92,8 @@ def classes_by_name(module: nn.Module) -> dict[str, type]:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call of a module does other things than its class says."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    if any("make_inputs_require_grad" not in getattr(hook, "__qualname__", "") for hook in hooks):
-        return True  # that one is of transformers, and changes no number
-    known = hasattr(module, "_hf_hook") or hasattr(module, "_orig_mod")  # accelerate moves tensors, `torch.compile`
-    return "forward" in vars(module) and not known
+    known = hasattr(module, "_hf_hook") or hasattr(module, "_orig_mod")  # accelerate moves tensors; `torch.compile`
+    return bool(module._forward_pre_hooks or module._forward_hooks or ("forward" in vars(module) and not known))
 
 
 def check_as_built(model):

@@ -312,6 +312,22 @@ class CausalImagePreTrainedModel(PreTrainedModel):
             for hook in hooks:
                 hook.remove()
 
+    def get_input_embeddings(self) -> nn.Module:
+        r"""
+        The vectors of levels: `nn.Embedding` of `num_channels * num_levels` rows, those of a channel one after another.
+
+        Raises:
+            NotImplementedError: If the model reads levels as numbers.
+        """
+        encoding: Any = getattr(self, self.base_model_prefix, self).encoding
+        if encoding.embedding is None:
+            raise NotImplementedError("With `input_encoding='scaled'` levels are numbers, and no table of vectors.")
+        return encoding.embedding
+
+    def enable_input_require_grads(self):
+        """Does nothing: frozen layers and pixels without gradients are seen to where layers are checkpointed."""
+        self._require_grads_hooks = []
+
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **options):
         """As in transformers, which passes what runs the layers; reentrant checkpoints train the first layers too."""
         if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant") is not False:

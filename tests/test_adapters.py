@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import SAMPLERS, WITH_CHANNEL_GROUPS, build_model, conditions, ran
 from test_causality import encoded_inputs, past, seen_dimensions
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForImageClassification
 
 from hf_pixelcnn import compress, decompress
@@ -157,7 +159,8 @@ def test_a_model_with_adapters_is_copied_and_pickled():
     expected = model.log_prob(**inputs)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other.log_prob(**inputs), expected)
-        assert torch.equal(other.generate(num_images=1, class_ids=[0]).shape and expected, expected)
+        images = [m.generate(num_images=1, class_ids=[0], generator=seeded()) for m in (other, model)]
+        assert torch.equal(*images)
 
 
 def test_class_vectors_learn_beside_adapters(tmp_path):
@@ -202,6 +205,43 @@ def test_weight_norm_is_not_folded_under_adapters():
     model = with_lora(colour_model("pixelcnn_pp"))
     with pytest.raises(ValueError, match="merge and unload"):
         model.fold_weight_norm()
+
+
+@pytest.mark.parametrize("encoding", ["scaled", "embedding"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_adapters_learn_through_checkpoints_and_leave_no_hooks(family, encoding, use_reentrant, caplog):
+    grads = []
+    for checkpointing in (False, True):
+        model = colour_model(family, input_encoding=encoding)
+        inputs = random_inputs(model)
+        with_lora(model).train()
+        if checkpointing:
+            model._set_gradient_checkpointing(
+                gradient_checkpointing_func=partial(checkpoint, use_reentrant=use_reentrant)
+            )
+            model.enable_input_require_grads()
+        model(**inputs, labels=inputs["pixel_values"]).loss.backward()
+        grads.append([p.grad for name, p in model.named_parameters() if "lora_" in name])
+        model.generate(num_images=1, class_ids=[0])
+    for plain, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=0, atol=1e-12)
+    assert "input embeddings" not in caplog.text
+
+
+def test_the_table_of_levels_is_the_input_embedding(family):
+    model = colour_model(family, input_encoding="embedding")
+    assert model.get_input_embeddings() is model.model.get_input_embeddings() is model.model.encoding.embedding
+    with pytest.raises(NotImplementedError, match="levels are numbers"):
+        colour_model(family).get_input_embeddings()
+
+
+@pytest.mark.slow
+def test_adapters_compile_in_one_graph(family):
+    model = with_lora(colour_model(family))
+    inputs = random_inputs(model, batch=1)
+    expected = model(**inputs, labels=inputs["pixel_values"]).loss
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs, labels=inputs["pixel_values"]).loss, expected, rtol=0, atol=1e-12)
 
 
 # What is refused, before anything is changed
