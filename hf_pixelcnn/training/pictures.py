@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..likelihood_causal_image import bits_per_dim
 from ..pictures_causal_image import image_grid, images_of
 from .errors import InputError
+from .records import written_beside
 
 
 @torch.no_grad()
