@@ -8,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -47,7 +48,7 @@ def save_picture(picture: Image.Image, path: Path | str, **facts: str | int):
     text = PngInfo()
     for name, fact in facts.items():
         text.add_text(name, str(fact))
-    options = {"pnginfo": text} if Path(path).suffix.lower() == ".png" else {}
+    options: dict[str, Any] = {"pnginfo": text} if Path(path).suffix.lower() == ".png" else {}
     with written_beside(path) as beside:
         picture.save(beside, **options)
 
