@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -92,17 +92,92 @@ def peft_module(name: str) -> Any:
     return importlib.import_module(f"peft.{name}")
 
 
+class LoraConv2d(AdaptedConv2d):
+    """
+    A masked convolution of weight `W + s B A`: A `(r, in, rows, columns)`, B `(out, r, 1, 1)`, s = alpha / r (with
+    `use_rslora` alpha / √r). With several active adapters their changes add up; merged or disabled ones have none.
+
+    What holds adapters, and says which are active, comes from `LoraLayer` of `peft`, see [`lora_class`].
+    """
+
+    r: dict[str, int]
+    lora_alpha: dict[str, int]
+    scaling: dict[str, float]
+    lora_bias: dict[str, bool]
+    lora_dropout: nn.ModuleDict
+    lora_A: Any  # noqa: N815 - named by `peft`
+    lora_B: Any  # noqa: N815
+    active_adapters: list[str]
+    merged_adapters: list[str]
+    merged: bool
+    disable_adapters: bool
+    reset_lora_parameters: Callable
+    set_adapter: Callable
+    _move_adapter_to_device_of_base_layer: Callable
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config=None, **options):
+        """Add an adapter. Its settings come in `config`, in older versions of `peft` one by one."""
+        if r < 1:
+            raise ValueError(f"`r` must be at least 1, got {r!r}.")
+        settings = options if config is None else vars(config)
+        base, (rows, columns) = self.base_layer, self.base_layer.kernel_size
+        self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
+        self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if settings["use_rslora"] else r)
+        self.lora_dropout[adapter_name] = nn.Identity()
+        self.lora_A[adapter_name] = nn.Conv2d(base.in_channels, r, (rows, columns), bias=False)
+        self.lora_B[adapter_name] = nn.Conv2d(r, base.out_channels, 1, bias=False)
+        self.lora_bias[adapter_name] = False
+        self.reset_lora_parameters(adapter_name, settings["init_lora_weights"])
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """`s B A` of an adapter, of the shape of the layer's weight."""
+        down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        return (up[:, :, 0, 0] @ down.flatten(1)).view_as(self.base_layer.weight) * self.scaling[adapter]
+
+    def adapted_weight(self) -> torch.Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        weight: torch.Tensor = self.base_layer.weight
+        if not (self.disable_adapters or self.merged):
+            for adapter in self.active_adapters:
+                if adapter in self.lora_A:
+                    weight = (weight + self.get_delta_weight(adapter)).to(weight.dtype)
+        return weight
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None):
+        r"""
+        Write adapters into the parameter.
+
+        Args:
+            safe_merge (`bool`): Whether to refuse what is not finite.
+            adapter_names (`list[str]`, *optional*): Which; by default those that are active.
+        """
+        weight = self.base_layer.weight
+        for adapter in peft_module("tuners.tuners_utils").check_adapters_to_merge(self, adapter_names):
+            if adapter in self.lora_A:
+                merged = (weight + self.get_delta_weight(adapter)).to(weight.dtype)
+                if safe_merge and not merged.isfinite().all():
+                    raise ValueError(f"The adapter {adapter!r} is broken: merged weights are not finite.")
+                weight.copy_(merged)
+                self.merged_adapters.append(adapter)
+
+    @torch.no_grad()
+    def unmerge(self):
+        """Take merged adapters out of the parameter; exact up to rounding."""
+        while self.merged_adapters:
+            self.base_layer.weight.sub_(self.get_delta_weight(self.merged_adapters.pop()))
+
+
 @functools.cache
-def lora_class() -> type[AdaptedConv2d]:
+def lora_class() -> type[LoraConv2d]:
     """The class of layers with LoRA, made when `peft` is there to derive from."""
     lora_layer: Any = peft_module("tuners.lora.layer").LoraLayer
-    check_adapters_to_merge = peft_module("tuners.tuners_utils").check_adapters_to_merge
 
-    class CausalLoraConv2d(AdaptedConv2d, lora_layer):
-        """
-        A masked convolution of weight `W + s B A`: A `(r, in, rows, columns)`, B `(out, r, 1, 1)`, s = alpha / r (with
-        `use_rslora` alpha / √r). With several active adapters their changes add up; merged or disabled ones have none.
-        """
+    class CausalLoraConv2d(LoraConv2d, lora_layer):
+        """See [`LoraConv2d`]."""
 
         def __init__(self, base_layer: CausalConv2d, adapter_name: str, **options):
             nn.Module.__init__(self)
@@ -111,53 +186,6 @@ def lora_class() -> type[AdaptedConv2d]:
             self.base_layer = base_layer
             self._active_adapter = adapter_name
             self.update_layer(adapter_name, **options)
-
-        def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config=None, **options):
-            """Add an adapter. Its settings come in `config`, in older versions of `peft` one by one."""
-            if r < 1:
-                raise ValueError(f"`r` must be at least 1, got {r!r}.")
-            settings = options if config is None else vars(config)
-            base, (rows, columns) = self.base_layer, self.base_layer.kernel_size
-            self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
-            self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if settings["use_rslora"] else r)
-            self.lora_dropout[adapter_name] = nn.Identity()
-            self.lora_A[adapter_name] = nn.Conv2d(base.in_channels, r, (rows, columns), bias=False)
-            self.lora_B[adapter_name] = nn.Conv2d(r, base.out_channels, 1, bias=False)
-            self.lora_bias[adapter_name] = False
-            self.reset_lora_parameters(adapter_name, settings["init_lora_weights"])
-            self._move_adapter_to_device_of_base_layer(adapter_name)
-            self.set_adapter(self.active_adapters)
-
-        def get_delta_weight(self, adapter: str) -> torch.Tensor:
-            """`s B A` of an adapter, of the shape of the layer's weight."""
-            down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-            return (up[:, :, 0, 0] @ down.flatten(1)).view_as(self.base_layer.weight) * self.scaling[adapter]
-
-        def adapted_weight(self) -> torch.Tensor:
-            if self.disable_adapters and self.merged:
-                self.unmerge()
-            weight = self.base_layer.weight
-            if not (self.disable_adapters or self.merged):
-                for adapter in self.active_adapters:
-                    if adapter in self.lora_A:
-                        weight = (weight + self.get_delta_weight(adapter)).to(weight.dtype)
-            return weight
-
-        def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None):
-            """Write active adapters, or those named, into the parameter; as in `peft`."""
-            weight = self.base_layer.weight
-            for adapter in check_adapters_to_merge(self, adapter_names):
-                if adapter in self.lora_A:
-                    merged = (weight.detach() + self.get_delta_weight(adapter).detach()).to(weight.dtype)
-                    if safe_merge and not merged.isfinite().all():
-                        raise ValueError(f"The adapter {adapter!r} is broken: merged weights are not finite.")
-                    weight.data.copy_(merged)
-                    self.merged_adapters.append(adapter)
-
-        def unmerge(self):
-            """Take merged adapters out of the parameter; exact up to rounding."""
-            while self.merged_adapters:
-                self.base_layer.weight.data.sub_(self.get_delta_weight(self.merged_adapters.pop()).detach())
 
     CausalLoraConv2d.__qualname__ = CausalLoraConv2d.__name__  # where pickle looks, see `__getattr__`
     return CausalLoraConv2d
