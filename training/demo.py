@@ -216,7 +216,8 @@ def main(arguments: list[str] | None = None):
         seconds = sum(clock.seconds)
         threads = torch.get_num_threads()
     with num_threads(1):
-        say(f"   {steps} steps of {BATCH_SIZE} digits in {seconds:.0f} s, {threads} threads at the end")
+        ended_with = f"{threads} thread{'s' * (threads > 1)} in the end"
+        say(f"   {steps} steps of {BATCH_SIZE} digits in {seconds:.0f} s, {ended_with}")
         model = AutoModel.from_pretrained(output)  # what was saved: the average of the weights
         after = bits_of(model, test_digits)
         say(f"4. After training: {after:.3f} bits/dim, {before:.3f} before. The model draws 64 digits and completes 8")
