@@ -92,7 +92,7 @@ def test_models_come_back_right_in_a_fresh_process(saved_models, tmp_path, door)
         text=True,
         env=environment,
         cwd=tmp_path,
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("right:") == len(FAMILIES) * len(VARIANTS)

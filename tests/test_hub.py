@@ -34,7 +34,7 @@ def run(command, hub, folder, home, **options):
         text=True,
         env=environment,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=900,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished
@@ -164,6 +164,6 @@ def test_hf_upload_takes_a_saved_folder(hub, folder, published):
     program = Path(sys.executable).with_name("hf")
     environment = hub.environment(folder / "home")
     words = [program, "upload", "tester/by-hand", folder / "run"]
-    finished = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    finished = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900)
     assert finished.returncode == 0, finished.stderr
     assert set(os.listdir(folder / "run")) - {"hub"} <= set(hub.files("tester/by-hand"))

@@ -224,7 +224,7 @@ def test_a_subclass_is_saved_with_the_names_of_its_own_module_alone(tmp_path, pl
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr
     assert "Conv2d" not in result.stderr + result.stdout
@@ -257,7 +257,7 @@ model.save_pretrained(sys.argv[2])
         text=True,
         env={**os.environ, "HF_HOME": str(tmp_path)},
         cwd=tmp_path,
-        timeout=300,
+        timeout=900,
     )
     assert result.returncode == 0, result.stderr
     first, again = (

@@ -336,7 +336,7 @@ def test_a_column_of_codes_is_found_and_keeps_its_values(codes):
 def run_script(*words, launcher=()):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
 
 
 def run_two_processes(*words, output):
