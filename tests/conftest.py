@@ -3,6 +3,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test needs the network
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores, and compute what their children compute
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 sys.path.append(str(Path(__file__).parent.parent / "training"))  # scripts, whose functions tests import
 
@@ -13,9 +15,6 @@ from transformers.utils import logging
 
 import hf_pixelcnn
 from hf_pixelcnn.configuration_causal_image import MaskedKernelConfig
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores
-    torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "tests" / "data" / "mnist_digits")
