@@ -617,10 +617,11 @@ def test_a_seeded_sample_is_the_same_with_any_number_of_threads_in_float64(famil
 
 
 def test_threads_that_draw_at_once_keep_their_own_numbers(monkeypatch):
-    model, meet, found = build_model("gated_pixelcnn"), threading.Barrier(2, timeout=60), {}
+    model, meet, found = build_model("gated_pixelcnn"), threading.Barrier(2, timeout=600), {}
     expected = model.generate(num_images=2, generator=seeded())
 
     def serve(own):
+        torch.get_num_threads()  # at its first use of torch a thread takes over the number that was set last, by any
         torch.set_num_threads(own)
 
         def streamer(images, row, levels):
