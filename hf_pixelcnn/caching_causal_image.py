@@ -83,11 +83,14 @@ def modules_by_name(module: nn.Module, name: str = "") -> Iterator[tuple[str, li
         yield from modules_by_name(child, f"{name}.{child_name}" if name else child_name)
 
 
+def class_within(modules: list[nn.Module]) -> type:
+    """The class of what [`unwrapped`] found last, without what parametrisation makes of it."""
+    return parametrize.type_before_parametrizations(modules[-1])
+
+
 def classes_by_name(module: nn.Module) -> dict[str, type]:
-    """Classes of the modules in a module, without wrappers and what parametrisation makes of them."""
-    return {
-        name: parametrize.type_before_parametrizations(modules[-1]) for name, modules in modules_by_name(module) if name
-    }
+    """Classes of the modules in a module, without wrappers."""
+    return {name: class_within(modules) for name, modules in modules_by_name(module) if name}
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -109,12 +112,12 @@ def check_as_built(model):
     Raises:
         ValueError: If modules of other classes are in the place of those it was built of, or modules have hooks.
     """
-    found, classes = dict(modules_by_name(model)), classes_by_name(model)
+    found = dict(modules_by_name(model))
     for name, module_class in model.classes_as_built.items():
         what = None
         if name not in found:
             what = "is gone"
-        elif classes[name] is not module_class:
+        elif class_within(found[name]) is not module_class:
             outer = type(found[name][0])
             what = f"is a {outer.__module__}.{outer.__name__}, not a {module_class.__name__}"
         elif any(is_hooked(module) for module in found[name]):

@@ -18,6 +18,8 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils.generic import TensorType
 
+from .configuration_causal_image import is_int
+
 CHANNELS_FIRST, CHANNELS_LAST = ChannelDimension.FIRST.value, ChannelDimension.LAST.value
 
 # What the base class and the Auto classes may hand to the constructor from a saved file besides the options.
@@ -27,12 +29,12 @@ SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "p
 PIL_DETOUR = {"La": "LA", "LAB": "RGB"}
 
 
-def _is_int(value: object, lowest: int, highest: float = float("inf")) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+def _is_int_in(value: object, lowest: int, highest: float = float("inf")) -> bool:
+    return is_int(value) and lowest <= value <= highest
 
 
 def _check_num_levels(num_levels: object) -> None:
-    if not _is_int(num_levels, 2, 256):
+    if not _is_int_in(num_levels, 2, 256):
         raise ValueError(f"`num_levels` must be an integer from 2 to 256, got {num_levels!r}.")
 
 
@@ -349,7 +351,7 @@ def _size_dict(name: str, size: Any, default_to_square: bool, keys: tuple[set, .
     if size is None:
         return None
     sides = _sides(size, default_to_square)
-    if not isinstance(sides, dict) or set(sides) not in keys or not all(_is_int(x, 1) for x in sides.values()):
+    if not isinstance(sides, dict) or set(sides) not in keys or not all(_is_int_in(x, 1) for x in sides.values()):
         spellings = " or ".join("{" + ", ".join(f"'{key}': …" for key in sorted(names)) + "}" for names in keys)
         raise ValueError(
             f"`{name}` must be {spellings} with positive integers, or one or two such integers; got {size!r}."
@@ -388,7 +390,7 @@ def _check_level_options(
 ) -> None:
     """Check what says how pixels become levels."""
     _check_num_levels(num_levels)
-    if not _is_int(num_channels, 1) or num_channels not in (1, 3):
+    if not _is_int_in(num_channels, 1) or num_channels not in (1, 3):
         raise ValueError(f"`num_channels` must be 1 (grey) or 3 (red, green, blue), got {num_channels!r}.")
     _check_one_of("levels", levels, (None, True, False), "True, False or None")
     choices = (None, "threshold", "stochastic")
@@ -397,7 +399,7 @@ def _check_level_options(
         raise ValueError(
             f"`binarization={binarization!r}` makes two levels, but `num_levels` is {num_levels}; pass `num_levels=2`."
         )
-    if not _is_int(threshold, 0, 255):
+    if not _is_int_in(threshold, 0, 255):
         raise ValueError(f"`threshold` must be an integer from 0 to 255, got {threshold!r}.")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"`generator` must be a torch.Generator or None, got {type(generator).__name__}.")

@@ -430,8 +430,11 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         return self.masked_state_dict(state_dict)
 
     def non_finite_weights(self, state_dict: dict | None = None) -> list[str]:
-        """Names of the saved tensors that hold a NaN or an infinite number: of the weights, or of others like them."""
-        state_dict = self.masked_state_dict(state_dict)
+        """
+        Names of the tensors that hold a NaN or an infinite number, of those that a saved file contains: of
+        [`~CausalImagePreTrainedModel.masked_state_dict`], or of what that has returned.
+        """
+        state_dict = self.masked_state_dict() if state_dict is None else state_dict
         return [name for name, weight in state_dict.items() if not weight.is_meta and not weight.isfinite().all()]
 
     def _auto_map(self) -> dict[str, str]:

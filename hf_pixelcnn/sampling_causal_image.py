@@ -4,9 +4,9 @@ The three samplers: one pass over the dimensions of a [`Canvas`] each, which dec
 All of them draw the same images, because a level depends on its number and on the parameters of its dimension alone.
 
 The cached sampler is thousands of small operations, one after the other. Shared by several threads, each of them waits
-for the last thread. On a machine with nothing else to do that costs microseconds; where others use the cores, too, a
-whole time slice, about 14 ms: two threads on two busy cores draw 16 digits in 92 s, one in 3 s. So [`threads_that_pay`]
-says how many threads a batch gets on a CPU.
+for the last thread. On a machine with nothing else to do that costs microseconds; where others also use the cores, a
+whole time slice, many times what the operation takes. So [`threads_that_pay`] says how many threads a batch gets on a
+CPU.
 """
 
 import contextlib
@@ -18,9 +18,8 @@ from .caching_causal_image import ForwardCache, device_of, sampling_cache
 from .canvas_causal_image import Canvas, SampledCanvas
 from .checks_causal_image import evaluation_mode
 
-# Images × features of a thread. Timed on 2 busy cores, the products of (images, 3 * features) with (3 * features,
-# 2 * features) begin to gain from a second thread with 4,096 in all: 15 instead of 16 µs, in the best of moments, and
-# 14 ms in most. With 16,384 they take 47 to 139 µs in one thread, so that a second one has something to save.
+# Images × features of a thread: so many that a second thread has something to save in the products of a step even where
+# the cores have other work.
 FEATURES_PER_THREAD = 8192
 
 

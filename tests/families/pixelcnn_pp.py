@@ -1,18 +1,20 @@
-SIZES = {"num_hidden_layers": 1}  # which it counts per resolution
-WEIGHT_SCALE = 1.0
-INITIAL_LOSS = 0.2  # bells begin about as wide as the range, with much beyond its ends
+from families import Facts
 
 
-def hidden_sizes(config, height, width):
-    """Up to a quarter of the image as it is continued, and down to the image."""
-    full = ((height + 3) // 4 * 4, (width + 3) // 4 * 4)
-    half, quarter = (full[0] // 2, full[1] // 2), (full[0] // 4, full[1] // 4)
-    return [full, half, quarter, quarter, half, (height, width)]
+class PixelCNNPP(Facts):
+    SIZES = {"num_hidden_layers": 1}  # which it counts per resolution
+    WEIGHT_SCALE = 1.0
+    INITIAL_LOSS = 0.2  # bells begin about as wide as the range, with much beyond its ends
 
+    def hidden_sizes(self, config, height, width):
+        """Up to a quarter of the image as it is continued, and down to the image."""
+        full = ((height + 3) // 4 * 4, (width + 3) // 4 * 4)
+        half, quarter = (full[0] // 2, full[1] // 2), (full[0] // 4, full[1] // 4)
+        return [full, half, quarter, quarter, half, (height, width)]
 
-def seen(config, height, width, row, column, channel):
-    pixels = seen_pixels(config.num_hidden_layers, height, width, row, column)
-    return {(r, c, g) for r, c in pixels for g in range(config.num_channels)}
+    def seen(self, config, height, width, row, column, channel):
+        pixels = seen_pixels(config.num_hidden_layers, height, width, row, column)
+        return {(r, c, g) for r, c in pixels for g in range(config.num_channels)}
 
 
 def seen_pixels(depth, height, width, row, column, stream="combined"):
@@ -57,3 +59,6 @@ def seen_pixels(depth, height, width, row, column, stream="combined"):
     seen |= taps(ul - {(0, c) for _, c in ul}, 0, (-1,), (-1, 0, 1))
     seen |= taps(ul - {(r, 0) for r, _ in ul}, 0, (-1, 0), (-1,))
     return {(r, c) for r, c in seen if r < height and c < width}
+
+
+FACTS = PixelCNNPP()
