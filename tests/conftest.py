@@ -22,7 +22,7 @@ FAMILIES = dict(hf_pixelcnn.FAMILIES)
 WITH_KERNELS = [name for name, record in FAMILIES.items() if issubclass(record.config_class, MaskedKernelConfig)]
 WITH_CHANNEL_GROUPS = [name for name, record in FAMILIES.items() if record.promises("colour_without_mixture")]
 SAMPLERS = ("naive", "cached", "fixed_point")
-# What a model can be, apart from its family: every test of a core promise runs over these.
+# What a model can be, apart from its family: the tests of the core promises run over these (fixture `variant`).
 VARIANTS = {
     "grey_bernoulli": {},
     "grey_categorical_classes": {"num_levels": 5, "num_classes": 3},
@@ -33,6 +33,8 @@ VARIANTS = {
     "colour_mixture": {"num_channels": 3, "num_levels": 9, "output_distribution": "logistic_mixture"},
     "colour_codes_wide_kernels": {"num_channels": 3, "input_encoding": "embedding", "kernel_size": 5},
 }
+# Between them: grey and colour, each distribution and each encoding, with classes and without (fixture `kind`).
+KINDS = ("grey_codes", "colour_bernoulli_classes", "colour_mixture")
 
 
 def small_config(family, **config):
@@ -122,4 +124,9 @@ def family(request):
 
 @pytest.fixture(params=VARIANTS)
 def variant(request):
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
     return VARIANTS[request.param]

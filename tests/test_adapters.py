@@ -40,8 +40,8 @@ def with_lora(model, name="default", seed=1, **settings):
     return model.eval()
 
 
-def test_every_convolution_gets_an_adapter_and_nothing_of_the_future_is_seen(family, variant):
-    model = build_model(family, **variant, dropout=0.3).double()
+def test_every_convolution_gets_an_adapter_and_nothing_of_the_future_is_seen(family, kind):
+    model = build_model(family, **kind, dropout=0.3).double()
     count = len(list(convolutions(model)))
     inputs = random_inputs(model, height=6, width=7)
     before = model.log_prob(**inputs)
@@ -55,8 +55,8 @@ def test_every_convolution_gets_an_adapter_and_nothing_of_the_future_is_seen(fam
             assert not (seen[0] & ~past(model.config, seen[0].shape, row, column, channel)).any()
 
 
-def test_all_samplers_see_the_adapters(family, variant):
-    model = build_model(family, **variant).double()
+def test_all_samplers_see_the_adapters(family, kind):
+    model = build_model(family, **kind).double()
     settings = {"num_images": 3, **conditions(model, 3)}
     plain = model.generate(**settings, generator=seeded())
     model = with_lora(model)
@@ -264,26 +264,23 @@ def linear_methods():
     return [(name, settings) for name, settings in configs if hasattr(peft, name)]
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), linear_methods(), ids=lambda value: value if isinstance(value, str) else ""
-)
-@pytest.mark.parametrize("add", [peft.get_peft_model, lambda model, config: model.add_adapter(config)])
-def test_other_methods_are_refused_and_the_model_stays_as_it_was(name, settings, add, tmp_path):
-    model = colour_model("pixelcnn")
-    names = [name for name, _ in model.named_modules()]
-    own_words = "|No layers types compatible|does not support PeftType" if name == "VeraConfig" else ""
-    with pytest.raises(ValueError, match=r"are not supported.*Use `peft.LoraConfig`" + own_words):
-        add(model, getattr(peft, name)(target_modules=r".*head\.layers\.0", **settings))
-    assert [name for name, _ in model.named_modules()] == names
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    model.save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").exists()
-    with_lora(model)
+def test_other_methods_are_refused_and_the_model_stays_as_it_was(tmp_path):
+    for name, settings in linear_methods():
+        for add in [peft.get_peft_model, lambda model, config: model.add_adapter(config)]:
+            model = colour_model("pixelcnn")
+            names = [name for name, _ in model.named_modules()]
+            own_words = "|No layers types compatible|does not support PeftType" if name == "VeraConfig" else ""
+            with pytest.raises(ValueError, match=r"are not supported.*Use `peft.LoraConfig`" + own_words):
+                add(model, getattr(peft, name)(target_modules=r".*head\.layers\.0", **settings))
+            assert [name for name, _ in model.named_modules()] == names
+            assert all(parameter.requires_grad for parameter in model.parameters())
+            model.save_pretrained(tmp_path)
+            assert (tmp_path / "model.safetensors").exists()
+            with_lora(model)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
+def test_settings_of_lora_that_would_act_elsewhere_are_refused():
+    cases = [
         {"lora_dropout": 0.1},
         {"use_dora": True},
         {"bias": "all"},
@@ -293,33 +290,29 @@ def test_other_methods_are_refused_and_the_model_stays_as_it_was(name, settings,
         {"target_parameters": ["model.conv_in.weight"]},
         {"trainable_token_indices": [1]},
         {"task_type": "FEATURE_EXTRACTION"},
-    ],
-    ids=lambda settings: next(iter(settings)),
-)
-def test_settings_of_lora_that_would_act_elsewhere_are_refused(settings):
-    model = colour_model("pixelcnn")
-    names = [name for name, _ in model.named_modules()]
-    with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
-        peft.get_peft_model(model, peft.LoraConfig(**settings))
-    assert [name for name, _ in model.named_modules()] == names
+    ]
+    for settings in cases:
+        model = colour_model("pixelcnn")
+        names = [name for name, _ in model.named_modules()]
+        with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
+            peft.get_peft_model(model, peft.LoraConfig(**settings))
+        assert [name for name, _ in model.named_modules()] == names
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_lora_on_other_layers_is_refused():
+    cases = [
         ({"target_modules": ["class_embedding"]}, r"matches 'model.layers.0.class_embedding', a ClassEmbedding\. What"),
         ({"target_modules": ["embedding"]}, "matches 'model.encoding.embedding', a Embedding"),
         ({"target_modules": ["head"]}, "matches 'head', a PixelHead"),
         ({"target_modules": "all-linear"}, "all-linear"),
         ({"modules_to_save": ["head"]}, "may name 'class_embedding' only"),
         ({"modules_to_save": ["embedding"]}, "may name 'class_embedding' only"),
-    ],
-)
-def test_lora_on_other_layers_is_refused(settings, message):
-    model = colour_model("pixelcnn", input_encoding="embedding")
-    with pytest.raises(ValueError, match=message):
-        peft.get_peft_model(model, peft.LoraConfig(**settings))
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    ]
+    for settings, message in cases:
+        model = colour_model("pixelcnn", input_encoding="embedding")
+        with pytest.raises(ValueError, match=message):
+            peft.get_peft_model(model, peft.LoraConfig(**settings))
+        assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_second_adapter_that_is_refused_leaves_the_first_one():
@@ -338,14 +331,12 @@ def test_prompts_are_refused(config_class):
         peft.get_peft_model(colour_model("pixelcnn"), config_class(num_virtual_tokens=2, task_type="CAUSAL_LM"))
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), linear_methods(), ids=lambda value: value if isinstance(value, str) else ""
-)
-def test_inside_of_another_module_no_method_takes_a_masked_convolution_for_a_plain_one(name, settings):
+def test_inside_of_another_module_no_method_takes_a_masked_convolution_for_a_plain_one():
     """There `peft` does not ask our model, and finds no kind of layer that it knows."""
-    outer = nn.ModuleDict({"inner": colour_model("pixelcnn")})
-    with pytest.raises(Exception, match=r"."):
-        peft.get_peft_model(outer, getattr(peft, name)(target_modules=r".*head\.layers\.0", **settings))
+    for name, settings in linear_methods():
+        outer = nn.ModuleDict({"inner": colour_model("pixelcnn")})
+        with pytest.raises(Exception, match=r"."):
+            peft.get_peft_model(outer, getattr(peft, name)(target_modules=r".*head\.layers\.0", **settings))
 
 
 def test_other_models_of_the_process_have_their_own_lora():
@@ -411,18 +402,16 @@ def replace_embedding(model):
     model.model.encoding.embedding = Wrapped(model.model.encoding.embedding)
 
 
-@pytest.mark.parametrize(
-    "change", [wrap, hook, pre_hook, hook_on_adapter, replace_forward, old_weight_norm, replace_embedding]
-)
-def test_the_cached_sampler_and_the_codec_refuse_what_only_a_forward_pass_would_see(family, change):
-    model = colour_model(family, input_encoding="embedding")
-    levels = model.generate(num_images=1, class_ids=[0])
-    change(model)
-    with pytest.raises(ValueError, match=r"use `sampler='naive'`, merge adapters"):
-        model.generate(num_images=1, class_ids=[0])
-    pytest.importorskip("constriction")
-    with pytest.raises(ValueError, match="codec compute with the weights"):
-        compress(model, levels, [0])
+def test_the_cached_sampler_and_the_codec_refuse_what_only_a_forward_pass_would_see(family):
+    for change in [wrap, hook, pre_hook, hook_on_adapter, replace_forward, old_weight_norm, replace_embedding]:
+        model = colour_model(family, input_encoding="embedding")
+        levels = model.generate(num_images=1, class_ids=[0])
+        change(model)
+        with pytest.raises(ValueError, match=r"use `sampler='naive'`, merge adapters"):
+            model.generate(num_images=1, class_ids=[0])
+        pytest.importorskip("constriction")
+        with pytest.raises(ValueError, match="codec compute with the weights"):
+            compress(model, levels, [0])
 
 
 class Doubled(nn.Module):

@@ -1,6 +1,7 @@
 """Activations computed again the reentrant way of `torch.utils.checkpoint`, which asks for inputs with gradients."""
 
-import pytest
+from itertools import product
+
 import torch
 from conftest import FAMILIES, build_model, random_inputs
 
@@ -17,25 +18,23 @@ def enable(model):
     enable({"use_reentrant": True})
 
 
-@pytest.mark.parametrize("encoding", ["scaled", "embedding"])
-@pytest.mark.parametrize("is_frozen", [False, True], ids=["all free", "all but the last layer frozen"])
-@pytest.mark.parametrize("is_classifier", [False, True], ids=["likelihood", "classifier"])
-def test_reentrant_checkpoints_train_every_layer(family, encoding, is_frozen, is_classifier):
-    model = build_model(family, num_classes=3, input_encoding=encoding)
-    inputs = random_inputs(model)
-    inputs["labels"] = inputs["pixel_values"]
-    if is_classifier:
-        causal, model = model, FAMILIES[family].classifier_class(model.config)
-        model.load_state_dict(causal.state_dict())
-        inputs = {"pixel_values": inputs["pixel_values"], "labels": torch.tensor([2, 0])}
-    model.double().train()
-    if is_frozen:
-        layers = model.model.down_layers[-1] if family == "pixelcnn_pp" else model.model.layers
-        model.model.requires_grad_(False)
-        layers[-1].requires_grad_(True)
-    expected = gradients(model, inputs)
-    enable(model)
-    found = gradients(model, inputs)
-    assert [name for name, gradient in found.items() if gradient is None] == []
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
+def test_reentrant_checkpoints_train_every_layer(family):
+    for encoding, is_frozen, is_classifier in product(["scaled", "embedding"], [False, True], [False, True]):
+        model = build_model(family, num_classes=3, input_encoding=encoding)
+        inputs = random_inputs(model)
+        inputs["labels"] = inputs["pixel_values"]
+        if is_classifier:
+            causal, model = model, FAMILIES[family].classifier_class(model.config)
+            model.load_state_dict(causal.state_dict())
+            inputs = {"pixel_values": inputs["pixel_values"], "labels": torch.tensor([2, 0])}
+        model.double().train()
+        if is_frozen:
+            layers = model.model.down_layers[-1] if family == "pixelcnn_pp" else model.model.layers
+            model.model.requires_grad_(False)
+            layers[-1].requires_grad_(True)
+        expected = gradients(model, inputs)
+        enable(model)
+        found = gradients(model, inputs)
+        assert [name for name, gradient in found.items() if gradient is None] == []
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, msg=name)

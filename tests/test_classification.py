@@ -45,19 +45,21 @@ def log_likelihoods(model, pixel_values):
     return torch.stack([model.log_prob(pixel_values, class_ids=c).sum((1, 2, 3)) for c in ids], dim=1)
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_logits_are_log_likelihoods_plus_log_prior_over_temperature(family, config):
-    model = classy_model(family, **CONFIGS[config])
-    pixel_values = random_inputs(model, batch=3)["pixel_values"].to(torch.uint8)
-    num_classes = model.config.num_classes
-    expected = log_likelihoods(model, pixel_values)
-    assert expected.std(dim=1).min() > 0.01  # the classes differ
-    output = classifier_of(model)(pixel_values)
-    assert output.loss is None
-    torch.testing.assert_close(output.logits, expected - math.log(num_classes))
-    prior = torch.arange(1, num_classes + 1).double() / sum(range(num_classes + 1))
-    scaled = classifier_of(model, class_prior=prior.tolist(), class_temperature=20)(pixel_values, return_dict=False)[0]
-    torch.testing.assert_close(scaled, (expected + prior.log()) / 20, rtol=1e-6, atol=1e-6)  # the prior is float32
+def test_logits_are_log_likelihoods_plus_log_prior_over_temperature(family):
+    for config in CONFIGS:
+        model = classy_model(family, **CONFIGS[config])
+        pixel_values = random_inputs(model, batch=3)["pixel_values"].to(torch.uint8)
+        num_classes = model.config.num_classes
+        expected = log_likelihoods(model, pixel_values)
+        assert expected.std(dim=1).min() > 0.01  # the classes differ
+        output = classifier_of(model)(pixel_values)
+        assert output.loss is None
+        torch.testing.assert_close(output.logits, expected - math.log(num_classes))
+        prior = torch.arange(1, num_classes + 1).double() / sum(range(num_classes + 1))
+        scaled = classifier_of(model, class_prior=prior.tolist(), class_temperature=20)(
+            pixel_values, return_dict=False
+        )[0]
+        torch.testing.assert_close(scaled, (expected + prior.log()) / 20, rtol=1e-6, atol=1e-6)  # the prior is float32
 
 
 def test_probabilities_are_those_of_a_table_of_all_images(family):
@@ -126,37 +128,39 @@ def test_a_learned_prior_starts_uniform_is_learned_and_saved(family, tmp_path):
     assert torch.equal(causal.head.layers[0].weight, model.head.layers[0].weight)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1])
-def test_loss_and_gradients_are_those_of_the_formula(family, weight):
-    model = classy_model(family, **CONFIGS["grey_categorical"])
-    prior = [0.25, 0.5, 0.25]
-    classifier = classifier_of(model, class_prior=prior, class_temperature=2.0, generative_weight=weight).train()
-    pixel_values, labels = random_inputs(model, batch=3)["pixel_values"], torch.tensor([2, 0, 2])
-    joint = log_likelihoods(model, pixel_values)
-    generative = -joint[range(3), labels].mean() / 30
-    posterior = ((joint + torch.tensor(prior).double().log()) / 2).log_softmax(1)
-    expected = weight * generative - (1 - weight) * posterior[range(3), labels].mean()
-    loss = classifier(pixel_values, labels=labels).loss
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(classifier(pixel_values, labels=labels, num_items_in_batch=12).loss, expected / 4)
-    loss.backward()
-    expected.backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(classifier.get_parameter(name).grad, parameter.grad, msg=name)
+def test_loss_and_gradients_are_those_of_the_formula(family):
+    for weight in [0.0, 0.3, 1]:
+        model = classy_model(family, **CONFIGS["grey_categorical"])
+        prior = [0.25, 0.5, 0.25]
+        classifier = classifier_of(model, class_prior=prior, class_temperature=2.0, generative_weight=weight).train()
+        pixel_values, labels = random_inputs(model, batch=3)["pixel_values"], torch.tensor([2, 0, 2])
+        joint = log_likelihoods(model, pixel_values)
+        generative = -joint[range(3), labels].mean() / 30
+        posterior = ((joint + torch.tensor(prior).double().log()) / 2).log_softmax(1)
+        expected = weight * generative - (1 - weight) * posterior[range(3), labels].mean()
+        loss = classifier(pixel_values, labels=labels).loss
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(classifier(pixel_values, labels=labels, num_items_in_batch=12).loss, expected / 4)
+        loss.backward()
+        expected.backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(classifier.get_parameter(name).grad, parameter.grad, msg=name)
 
 
-@pytest.mark.parametrize("prior", [None, [0.2, 0.3, 0.5], "learned"], ids=str)
-def test_a_classifier_on_disk_gives_the_same_logits(family, tmp_path, prior):
-    classifier = classifier_of(build_model(family, num_classes=3), class_prior=prior)
-    if prior == "learned":
-        classifier.class_prior.logits.data = torch.tensor([0.5, 0.0, -1.0])
-    classifier.save_pretrained(tmp_path)
-    places = {f"model.{name}": "disk" for name, _ in classifier.model.named_children()} | {"head": "cpu"}
-    places |= {name: "disk" for name, _ in classifier.named_children() if name == "class_prior"}
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "o")
-    assert loaded.device.type == "meta"
-    pixel_values = random_inputs(classifier)["pixel_values"]
-    torch.testing.assert_close(loaded(pixel_values).logits, classifier(pixel_values).logits)
+def test_a_classifier_on_disk_gives_the_same_logits(family, tmp_path):
+    for prior in [None, [0.2, 0.3, 0.5], "learned"]:
+        classifier = classifier_of(build_model(family, num_classes=3), class_prior=prior)
+        if prior == "learned":
+            classifier.class_prior.logits.data = torch.tensor([0.5, 0.0, -1.0])
+        classifier.save_pretrained(tmp_path)
+        places = {f"model.{name}": "disk" for name, _ in classifier.model.named_children()} | {"head": "cpu"}
+        places |= {name: "disk" for name, _ in classifier.named_children() if name == "class_prior"}
+        loaded = AutoModelForImageClassification.from_pretrained(
+            tmp_path, device_map=places, offload_folder=tmp_path / "o"
+        )
+        assert loaded.device.type == "meta"
+        pixel_values = random_inputs(classifier)["pixel_values"]
+        torch.testing.assert_close(loaded(pixel_values).logits, classifier(pixel_values).logits)
 
 
 def test_a_classifier_without_parameters_of_its_own_needs_no_device(monkeypatch):
@@ -283,21 +287,18 @@ def test_the_usual_calls_of_fine_tuning_make_a_classifier_of_other_classes(famil
             load(tmp_path, **request_)
 
 
-@pytest.mark.parametrize(
-    ("labels", "error", "message"),
-    [
+def test_labels_that_are_not_classes():
+    cases = [
         (torch.tensor([0, 3]), ValueError, r"`labels` must be 0 ... 2, got values from 0 to 3"),
         (torch.tensor([-1, 0]), ValueError, r"got values from -1 to 0"),
         (torch.tensor([0]), ValueError, r"`labels` must have shape \(2,\), one per image, got \(1,\)"),
         (torch.tensor([0.0, 1.0]), TypeError, "`labels` must be a LongTensor, got torch.float32"),
         (torch.zeros(2, 1, 5, 6).long(), ValueError, r"`labels` must have shape \(2,\)"),
-    ],
-    ids=["too high", "no class", "too few", "float", "levels"],
-)
-def test_labels_that_are_not_classes(labels, error, message):
-    classifier = classifier_of(build_model("pixelcnn", num_classes=3))
-    with pytest.raises(error, match=message):
-        classifier(torch.zeros(2, 1, 5, 6).long(), labels=labels)
+    ]
+    for labels, error, message in cases:
+        classifier = classifier_of(build_model("pixelcnn", num_classes=3))
+        with pytest.raises(error, match=message):
+            classifier(torch.zeros(2, 1, 5, 6).long(), labels=labels)
 
 
 def test_images_that_are_not_levels():
@@ -306,9 +307,8 @@ def test_images_that_are_not_levels():
         classifier([[[[0, 1]]]], labels=torch.tensor([0]))
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_wrong_fields_of_a_classifier():
+    cases = [
         ({"class_prior": [0.5, 0.3, 0.3]}, "`class_prior` must be probabilities that sum to 1, got [0.5, 0.3, 0.3]"),
         ({"class_prior": [1.5, -0.5, 0.0]}, "`class_prior` must be probabilities that sum to 1"),
         ({"class_prior": [float("nan"), 0.5, 0.5]}, "`class_prior` must be probabilities that sum to 1"),
@@ -318,10 +318,8 @@ def test_images_that_are_not_levels():
         ({"class_temperature": 0}, "`class_temperature` must be a finite number above 0, got 0"),
         ({"class_temperature": float("inf")}, "`class_temperature` must be a finite number above 0, got inf"),
         ({"generative_weight": 1.5}, "`generative_weight` must be in [0, 1], got 1.5"),
-    ],
-    ids=str,
-)
-def test_wrong_fields_of_a_classifier(fields, message):
-    for family in FAMILIES.values():
-        with pytest.raises(StrictDataclassError, match=re.escape(message)):
-            family.config_class(**{"num_classes": 3, **fields})
+    ]
+    for fields, message in cases:
+        for family in FAMILIES.values():
+            with pytest.raises(StrictDataclassError, match=re.escape(message)):
+                family.config_class(**{"num_classes": 3, **fields})

@@ -182,8 +182,8 @@ def test_progress_is_shown(model, levels, capsys):
 # The coder sees the bits that the sampler computes
 
 
-def test_the_codec_runs_the_samplers_own_steps(family, variant, monkeypatch):
-    model = build_model(family, **variant)
+def test_the_codec_runs_the_samplers_own_steps(family, kind, monkeypatch):
+    model = build_model(family, **kind)
     inputs = random_inputs(model, batch=3)
     seen = []
     step = codec.CodedCanvas.level_logits

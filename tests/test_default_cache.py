@@ -6,8 +6,8 @@ from conftest import build_model, conditions, seeded
 from hf_pixelcnn.caching_causal_image import ForwardCache
 
 
-def test_forward_passes_draw_the_images_of_the_fast_cache(family, variant, monkeypatch):
-    model = build_model(family, **variant, image_size=[9, 4], num_hidden_layers=1).double()
+def test_forward_passes_draw_the_images_of_the_fast_cache(family, kind, monkeypatch):
+    model = build_model(family, **kind, image_size=[9, 4], num_hidden_layers=1).double()
     assert model.sampling_cache_class is not ForwardCache
     fast = model.generate(num_images=2, generator=seeded(), **conditions(model, 2))
     monkeypatch.setattr(type(model), "sampling_cache_class", ForwardCache)

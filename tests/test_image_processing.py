@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import datasets
@@ -101,21 +102,19 @@ def test_numpy_and_torch_give_the_same_levels_and_keep_their_library():
     assert dequantize(quantize(pixels, 21), 21).dtype == np.uint8
 
 
-@pytest.mark.parametrize("function", [quantize, dequantize])
-@pytest.mark.parametrize(
-    ("values", "num_levels", "error", "message"),
-    [
+def test_quantize_and_dequantize_refuse_what_they_cannot_map():
+    cases = [
         (np.array([256]), 256, ValueError, "0 … 255, got values from 256 to 256"),
         (torch.tensor([-1]), 256, ValueError, "0 … 255, got values from -1 to -1"),
         (np.array([0]), 1, ValueError, "`num_levels` must be an integer from 2 to 256, got 1"),
         (np.array([0.5]), 4, TypeError, "integer dtype, got float64"),
         (torch.tensor([True]), 4, TypeError, "integer dtype, got torch.bool"),
         ([0, 1], 4, TypeError, "torch tensor or a numpy array, got list"),
-    ],
-)
-def test_quantize_and_dequantize_refuse_what_they_cannot_map(function, values, num_levels, error, message):
-    with pytest.raises(error, match=message):
-        function(values, num_levels)
+    ]
+    for function in [quantize, dequantize]:
+        for values, num_levels, error, message in cases:
+            with pytest.raises(error, match=message):
+                function(values, num_levels)
 
 
 # What comes out
@@ -155,9 +154,8 @@ def test_post_process_gives_pil_numpy_and_torch_images():
     assert np.array_equal(np.asarray(grey), pixels[0, 0])
 
 
-@pytest.mark.parametrize(
-    ("levels", "output_type", "error", "message"),
-    [
+def test_post_process_refuses_what_are_no_levels():
+    cases = [
         (np.zeros((1, 1, 2, 2), int), "jpg", ValueError, "`output_type` must be 'pil', 'np' or 'pt', got 'jpg'"),
         (np.zeros((1, 2, 2), int), "pil", ValueError, r"shape \(batch, 1, height, width\).*got \(1, 2, 2\)"),
         (torch.zeros(1, 3, 2, 2).long(), "pil", ValueError, r"got \(1, 3, 2, 2\)"),
@@ -165,11 +163,10 @@ def test_post_process_gives_pil_numpy_and_torch_images():
         (torch.full((1, 1, 2, 2), -1), "pt", ValueError, "`levels` must lie in 0 … 3"),
         (torch.zeros(1, 1, 2, 2), "pil", TypeError, "integer dtype, got torch.float32"),
         ([[[[0]]]], "pil", TypeError, "`levels` must be a torch tensor or a numpy array, got list"),
-    ],
-)
-def test_post_process_refuses_what_are_no_levels(levels, output_type, error, message):
-    with pytest.raises(error, match=message):
-        PixelCNNImageProcessor(num_levels=4).post_process(levels, output_type)
+    ]
+    for levels, output_type, error, message in cases:
+        with pytest.raises(error, match=message):
+            PixelCNNImageProcessor(num_levels=4).post_process(levels, output_type)
 
 
 # PIL images
@@ -200,12 +197,12 @@ def grey_ramp_in_mode(mode):
 MODES = ["L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "HSV", "I", "F", "I;16", "I;16L", "I;16B"]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_grey_values_are_the_same_in_every_pil_mode(mode):
-    image = grey_ramp_in_mode(mode)
-    assert image.mode == mode
-    assert np.array_equal(levels_of(image)[0, 0], GREY_RAMP)
-    assert np.array_equal(levels_of(image, num_channels=3)[0], np.stack([GREY_RAMP] * 3))
+def test_grey_values_are_the_same_in_every_pil_mode():
+    for mode in MODES:
+        image = grey_ramp_in_mode(mode)
+        assert image.mode == mode
+        assert np.array_equal(levels_of(image)[0, 0], GREY_RAMP)
+        assert np.array_equal(levels_of(image, num_channels=3)[0], np.stack([GREY_RAMP] * 3))
 
 
 def test_ycbcr_images_become_grey_and_colour():
@@ -221,20 +218,20 @@ def test_bilevel_pil_images_are_black_and_white():
     assert np.array_equal(levels_of(image, num_channels=3)[0, 2], np.where(GREY_RAMP > 100, 255, 0))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBX", "P", "PA"])
-def test_colours_are_kept_and_become_grey_by_the_weights_of_pil(mode):
-    colours = random_pixels(8, 8, 3)
-    image = Image.fromarray(colours)
-    image = image.quantize(64).convert("RGB").quantize(64) if mode == "P" else image
-    colours = np.asarray(image.convert("RGB"))
-    image = image if mode == "P" else image.convert(mode)
-    if mode == "PA":
-        image = Image.fromarray(colours).quantize(64).convert("PA")
+def test_colours_are_kept_and_become_grey_by_the_weights_of_pil():
+    for mode in ["RGB", "RGBA", "RGBX", "P", "PA"]:
+        colours = random_pixels(8, 8, 3)
+        image = Image.fromarray(colours)
+        image = image.quantize(64).convert("RGB").quantize(64) if mode == "P" else image
         colours = np.asarray(image.convert("RGB"))
-    assert image.mode == mode
-    assert np.array_equal(levels_of(image, num_channels=3)[0], colours.transpose(2, 0, 1))
-    weights = np.array([299, 587, 114]) / 1000  # ITU-R 601
-    assert np.abs(levels_of(image)[0, 0] - colours @ weights).max() < 0.51
+        image = image if mode == "P" else image.convert(mode)
+        if mode == "PA":
+            image = Image.fromarray(colours).quantize(64).convert("PA")
+            colours = np.asarray(image.convert("RGB"))
+        assert image.mode == mode
+        assert np.array_equal(levels_of(image, num_channels=3)[0], colours.transpose(2, 0, 1))
+        weights = np.array([299, 587, 114]) / 1000  # ITU-R 601
+        assert np.abs(levels_of(image)[0, 0] - colours @ weights).max() < 0.51
 
 
 @pytest.mark.skipif(not features.check("littlecms2"), reason="PIL was built without LittleCMS")
@@ -275,13 +272,13 @@ def test_lists_may_be_nested_and_mixed():
     assert np.array_equal(levels_of(images)[:, 0], pixels)
 
 
-@pytest.mark.parametrize("cut", [60, 200, 700])
-def test_a_truncated_file_is_named(cut):
-    data = png_bytes(Image.fromarray(random_pixels(28, 28)))
-    whole, broken = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data[:cut]))
-    with pytest.raises(ValueError, match=r"`images\[1\]` cannot be decoded .*truncated or damaged") as caught:
-        levels_of([whole, broken])
-    assert isinstance(caught.value.__cause__, OSError)
+def test_a_truncated_file_is_named():
+    for cut in [60, 200, 700]:
+        data = png_bytes(Image.fromarray(random_pixels(28, 28)))
+        whole, broken = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data[:cut]))
+        with pytest.raises(ValueError, match=r"`images\[1\]` cannot be decoded .*truncated or damaged") as caught:
+            levels_of([whole, broken])
+        assert isinstance(caught.value.__cause__, OSError)
 
 
 def test_a_closed_file_is_named():
@@ -299,73 +296,86 @@ def as_array(request):
     return np.asarray if request.param == "numpy" else torch.from_numpy
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5])
-def test_a_three_dimensional_array_is_a_batch_of_grey_images_whatever_their_number(as_array, batch):
-    pixels = random_pixels(batch, 6, 7)
-    for given in (pixels, pixels[:, None], pixels[..., None], list(pixels), list(pixels[:, None])):
-        given = [as_array(image) for image in given] if isinstance(given, list) else as_array(given)
-        levels = levels_of(given)
-        assert levels.shape == (batch, 1, 6, 7)
-        assert np.array_equal(levels[:, 0], pixels)
+def test_a_three_dimensional_array_is_a_batch_of_grey_images_whatever_their_number():
+    for as_array in (np.asarray, torch.from_numpy):
+        for batch in [1, 2, 3, 4, 5]:
+            pixels = random_pixels(batch, 6, 7)
+            for given in (pixels, pixels[:, None], pixels[..., None], list(pixels), list(pixels[:, None])):
+                given = [as_array(image) for image in given] if isinstance(given, list) else as_array(given)
+                levels = levels_of(given)
+                assert levels.shape == (batch, 1, 6, 7)
+                assert np.array_equal(levels[:, 0], pixels)
 
 
-def test_one_grey_image_may_have_a_channel_axis_at_either_end_or_none(as_array):
-    pixels = random_pixels(6, 7)
-    for given in (pixels, pixels[None], pixels[..., None]):
-        assert np.array_equal(levels_of(as_array(given)), pixels[None, None])
-        assert np.array_equal(levels_of([as_array(given)] * 2), np.stack([pixels[None]] * 2))
-    assert np.array_equal(levels_of(as_array(pixels[None]), input_data_format="channels_first"), pixels[None, None])
-    assert np.array_equal(levels_of(as_array(pixels[..., None]), input_data_format="channels_last"), pixels[None, None])
+def test_one_grey_image_may_have_a_channel_axis_at_either_end_or_none():
+    for as_array in (np.asarray, torch.from_numpy):
+        pixels = random_pixels(6, 7)
+        for given in (pixels, pixels[None], pixels[..., None]):
+            assert np.array_equal(levels_of(as_array(given)), pixels[None, None])
+            assert np.array_equal(levels_of([as_array(given)] * 2), np.stack([pixels[None]] * 2))
+        assert np.array_equal(levels_of(as_array(pixels[None]), input_data_format="channels_first"), pixels[None, None])
+        assert np.array_equal(
+            levels_of(as_array(pixels[..., None]), input_data_format="channels_last"), pixels[None, None]
+        )
 
 
-@pytest.mark.parametrize("width", [5, 1, 2, 3, 4])
-def test_narrow_grey_batches_are_read_when_they_have_a_channel_axis(as_array, width):
-    pixels = random_pixels(9, 1, 6, width)
-    options = {"input_data_format": "channels_first"} if width == 1 else {}
-    assert np.array_equal(levels_of(as_array(pixels), **options), pixels)
+def test_narrow_grey_batches_are_read_when_they_have_a_channel_axis():
+    for as_array in (np.asarray, torch.from_numpy):
+        for width in [5, 1, 2, 3, 4]:
+            pixels = random_pixels(9, 1, 6, width)
+            options = {"input_data_format": "channels_first"} if width == 1 else {}
+            assert np.array_equal(levels_of(as_array(pixels), **options), pixels)
 
 
-def test_colour_arrays_may_have_their_channels_first_or_last(as_array):
-    pixels = random_pixels(4, 3, 6, 7)
-    last = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-    assert np.array_equal(levels_of(as_array(pixels), num_channels=3), pixels)
-    assert np.array_equal(levels_of(as_array(last), num_channels=3), pixels)
-    assert np.array_equal(levels_of(as_array(pixels[0]), num_channels=3), pixels[:1])
-    assert np.array_equal(levels_of(as_array(last[0]), num_channels=3), pixels[:1])
-    assert np.array_equal(levels_of([as_array(pixels[0]), as_array(last[1])], num_channels=3), pixels[:2])
-    assert np.array_equal(levels_of([as_array(pixels[:2]), as_array(last[2:])], num_channels=3), pixels)
+def test_colour_arrays_may_have_their_channels_first_or_last():
+    for as_array in (np.asarray, torch.from_numpy):
+        pixels = random_pixels(4, 3, 6, 7)
+        last = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        assert np.array_equal(levels_of(as_array(pixels), num_channels=3), pixels)
+        assert np.array_equal(levels_of(as_array(last), num_channels=3), pixels)
+        assert np.array_equal(levels_of(as_array(pixels[0]), num_channels=3), pixels[:1])
+        assert np.array_equal(levels_of(as_array(last[0]), num_channels=3), pixels[:1])
+        assert np.array_equal(levels_of([as_array(pixels[0]), as_array(last[1])], num_channels=3), pixels[:2])
+        assert np.array_equal(levels_of([as_array(pixels[:2]), as_array(last[2:])], num_channels=3), pixels)
 
 
-@pytest.mark.parametrize(
-    ("shape", "num_channels"),
-    [((3, 5, 3), 3), ((3, 3, 3), 3), ((2, 3, 5, 3), 3), ((1, 5, 1), 1), ((2, 1, 5, 1), 1)],
-)
-def test_two_possible_channel_axes_need_input_data_format(as_array, shape, num_channels):
-    pixels = random_pixels(*shape)
-    with pytest.raises(ValueError, match="pass `input_data_format='channels_first'` or 'channels_last'"):
-        levels_of(as_array(pixels), num_channels=num_channels)
-    batch = pixels.reshape((-1, *shape[-3:]))
-    first = levels_of(as_array(pixels), num_channels=num_channels, input_data_format="channels_first")
-    assert np.array_equal(first, batch)
-    last = levels_of(as_array(pixels), num_channels=num_channels, input_data_format="channels_last")
-    assert np.array_equal(last, batch.transpose(0, 3, 1, 2))
+def test_two_possible_channel_axes_need_input_data_format():
+    for as_array in (np.asarray, torch.from_numpy):
+        for shape, num_channels in [
+            ((3, 5, 3), 3),
+            ((3, 3, 3), 3),
+            ((2, 3, 5, 3), 3),
+            ((1, 5, 1), 1),
+            ((2, 1, 5, 1), 1),
+        ]:
+            pixels = random_pixels(*shape)
+            with pytest.raises(ValueError, match="pass `input_data_format='channels_first'` or 'channels_last'"):
+                levels_of(as_array(pixels), num_channels=num_channels)
+            batch = pixels.reshape((-1, *shape[-3:]))
+            first = levels_of(as_array(pixels), num_channels=num_channels, input_data_format="channels_first")
+            assert np.array_equal(first, batch)
+            last = levels_of(as_array(pixels), num_channels=num_channels, input_data_format="channels_last")
+            assert np.array_equal(last, batch.transpose(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("channels", [2, 3, 4])
-def test_a_colour_image_is_not_taken_for_a_batch_of_narrow_grey_ones(as_array, channels):
-    with pytest.raises(ValueError, match=rf"28 grey images, each {channels} pixels wide.*as \(28, 1, 28, {channels}\)"):
-        levels_of(as_array(random_pixels(28, 28, channels)))
-    assert levels_of(as_array(random_pixels(1, 28, channels))).shape == (1, 1, 28, channels)
+def test_a_colour_image_is_not_taken_for_a_batch_of_narrow_grey_ones():
+    for as_array in (np.asarray, torch.from_numpy):
+        for channels in [2, 3, 4]:
+            with pytest.raises(
+                ValueError, match=rf"28 grey images, each {channels} pixels wide.*as \(28, 1, 28, {channels}\)"
+            ):
+                levels_of(as_array(random_pixels(28, 28, channels)))
+            assert levels_of(as_array(random_pixels(1, 28, channels))).shape == (1, 1, 28, channels)
 
 
-def test_a_single_pixel_has_one_reading(as_array):
-    for shape in ((1, 1), (1, 1, 1), (1, 1, 1, 1)):
-        assert levels_of(as_array(np.full(shape, 9, np.uint8))).tolist() == [[[[9]]]]
+def test_a_single_pixel_has_one_reading():
+    for as_array in (np.asarray, torch.from_numpy):
+        for shape in ((1, 1), (1, 1, 1), (1, 1, 1, 1)):
+            assert levels_of(as_array(np.full(shape, 9, np.uint8))).tolist() == [[[[9]]]]
 
 
-@pytest.mark.parametrize(
-    ("images", "options", "message"),
-    [
+def test_arrays_with_the_wrong_channels_or_rank_are_refused():
+    cases = [
         (np.zeros((28, 28), np.uint8), {"num_channels": 3}, r"\(28, 28\), a grey image, but `num_channels=3`"),
         (np.zeros((5, 28, 28), np.uint8), {"num_channels": 3}, "does not fit `num_channels=3`.*first or last axis"),
         (np.zeros((2, 1, 28, 28), np.uint8), {"num_channels": 3}, "does not fit `num_channels=3`"),
@@ -382,78 +392,84 @@ def test_a_single_pixel_has_one_reading(as_array):
         (np.zeros(28, np.uint8), {}, r"2 to 4 dimensions.*\(28,\)"),
         (np.zeros((1, 1, 1, 28, 28), np.uint8), {}, "2 to 4 dimensions"),
         ([np.zeros((), np.uint8)], {}, r"2 to 4 dimensions.*its shape is \(\)"),
-    ],
-)
-def test_arrays_with_the_wrong_channels_or_rank_are_refused(images, options, message):
-    with pytest.raises(ValueError, match=message):
-        levels_of(images, **options)
-    tensors = [torch.from_numpy(image) for image in images] if isinstance(images, list) else torch.from_numpy(images)
-    with pytest.raises(ValueError, match=message):
-        levels_of(tensors, **options)
+    ]
+    for images, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            levels_of(images, **options)
+        tensors = (
+            [torch.from_numpy(image) for image in images] if isinstance(images, list) else torch.from_numpy(images)
+        )
+        with pytest.raises(ValueError, match=message):
+            levels_of(tensors, **options)
 
 
 # Arrays: values
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint32", "uint64"])
-def test_integers_of_any_width_are_pixels_from_0_to_255(dtype):
-    pixels = np.array([[0, 1, 100, 127]], dtype=dtype)
-    assert levels_of(pixels)[0, 0].tolist() == pixels.tolist()
-    wrong = {"int8": -1}.get(dtype, 256)
-    with pytest.raises(ValueError, match=f"dtype {dtype} and values from .*must lie in 0 … 255"):
-        levels_of(np.array([[3, wrong]], dtype=dtype))
+def test_integers_of_any_width_are_pixels_from_0_to_255():
+    for dtype in ["int8", "int16", "int32", "int64", "uint32", "uint64"]:
+        pixels = np.array([[0, 1, 100, 127]], dtype=dtype)
+        assert levels_of(pixels)[0, 0].tolist() == pixels.tolist()
+        wrong = {"int8": -1}.get(dtype, 256)
+        with pytest.raises(ValueError, match=f"dtype {dtype} and values from .*must lie in 0 … 255"):
+            levels_of(np.array([[3, wrong]], dtype=dtype))
 
 
-def test_booleans_are_black_and_white(as_array):
-    assert levels_of(as_array(np.array([[True, False]])))[0, 0].tolist() == [[255, 0]]
-    assert levels_of(as_array(np.array([[True, False]])), num_levels=2)[0, 0].tolist() == [[1, 0]]
+def test_booleans_are_black_and_white():
+    for as_array in (np.asarray, torch.from_numpy):
+        assert levels_of(as_array(np.array([[True, False]])))[0, 0].tolist() == [[255, 0]]
+        assert levels_of(as_array(np.array([[True, False]])), num_levels=2)[0, 0].tolist() == [[1, 0]]
 
 
-def test_uint16_is_sixteen_bit(as_array):
-    assert levels_of(as_array(np.array([[0, 255, 256, 65535]], np.uint16)))[0, 0].tolist() == [[0, 0, 1, 255]]
-    assert levels_of(np.array([[255, 65535]], ">u2"))[0, 0].tolist() == [[0, 255]]
+def test_uint16_is_sixteen_bit():
+    for as_array in (np.asarray, torch.from_numpy):
+        assert levels_of(as_array(np.array([[0, 255, 256, 65535]], np.uint16)))[0, 0].tolist() == [[0, 0, 1, 255]]
+        assert levels_of(np.array([[255, 65535]], ">u2"))[0, 0].tolist() == [[0, 255]]
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "uint32", "uint64"])
-@pytest.mark.parametrize(("num_levels", "binarization"), [(2, None), (2, "threshold"), (16, None), (100, None)])
-def test_integers_that_can_be_levels_or_a_dark_picture_are_not_guessed(as_array, dtype, num_levels, binarization):
-    options = {"num_levels": num_levels, "binarization": binarization}
-    given = (np.arange(60).reshape(1, 1, 6, 10) % num_levels).astype(dtype)
-    message = (
-        f"`images` has dtype {dtype} and values from 0 to {given.max()}, which can be levels of "
-        f"`num_levels={num_levels}` or the pixels .* of a very dark picture. Pass `levels=True` .*`levels=False`"
-    )
-    for images in (given, given[0], given[0, 0]):
-        with pytest.raises(ValueError, match=message):
-            levels_of(as_array(images), **options)
-        assert np.array_equal(levels_of(as_array(images), levels=True, **options), given)
-        dark = levels_of(as_array(images), levels=False, **options)
-        assert np.array_equal(dark, 0 * dark if binarization else given.astype(int) * num_levels // 256)
-    with pytest.raises(ValueError, match=r"`images\[1\]` has dtype .* can be levels"):
-        levels_of([as_array(given // 2), as_array(given)], **options)
-    with pytest.raises(ValueError, match=r"`image` has dtype .* can be levels"):
-        PixelCNNImageProcessor(**options).process_image(as_array(given[0]))
+def test_integers_that_can_be_levels_or_a_dark_picture_are_not_guessed():
+    dtypes = ["uint8", "int8", "int16", "int32", "int64", "uint32", "uint64"]
+    settings = [(2, None), (2, "threshold"), (16, None), (100, None)]
+    for as_array, dtype, (num_levels, binarization) in product((np.asarray, torch.from_numpy), dtypes, settings):
+        options = {"num_levels": num_levels, "binarization": binarization}
+        given = (np.arange(60).reshape(1, 1, 6, 10) % num_levels).astype(dtype)
+        message = (
+            f"`images` has dtype {dtype} and values from 0 to {given.max()}, which can be levels of "
+            f"`num_levels={num_levels}` or the pixels .* of a very dark picture. Pass `levels=True` .*`levels=False`"
+        )
+        for images in (given, given[0], given[0, 0]):
+            with pytest.raises(ValueError, match=message):
+                levels_of(as_array(images), **options)
+            assert np.array_equal(levels_of(as_array(images), levels=True, **options), given)
+            dark = levels_of(as_array(images), levels=False, **options)
+            assert np.array_equal(dark, 0 * dark if binarization else given.astype(int) * num_levels // 256)
+        with pytest.raises(ValueError, match=r"`images\[1\]` has dtype .* can be levels"):
+            levels_of([as_array(given // 2), as_array(given)], **options)
+        with pytest.raises(ValueError, match=r"`image` has dtype .* can be levels"):
+            PixelCNNImageProcessor(**options).process_image(as_array(given[0]))
 
 
-def test_black_is_black_as_levels_and_as_pixels(as_array):
-    for dtype in ("uint8", "uint16", "int64"):
-        for num_levels in (2, 16, 256):
-            assert not levels_of(as_array(np.zeros((3, 4), dtype)), num_levels=num_levels).any()
+def test_black_is_black_as_levels_and_as_pixels():
+    for as_array in (np.asarray, torch.from_numpy):
+        for dtype in ("uint8", "uint16", "int64"):
+            for num_levels in (2, 16, 256):
+                assert not levels_of(as_array(np.zeros((3, 4), dtype)), num_levels=num_levels).any()
 
 
-def test_what_can_be_no_levels_are_pixels_and_no_question_is_asked(as_array):
-    dark = np.array([[0, 1], [2, 3]], np.uint8)
-    assert np.array_equal(levels_of(as_array(dark))[0, 0], dark)  # 256 levels are the pixels
-    assert np.array_equal(levels_of([as_array(dark)] * 2)[:, 0], [dark] * 2)
-    assert levels_of(as_array(dark), num_levels=2).sum() == 0  # 3 is no level of two
-    batch = np.stack([dark, dark + 200])
-    expected = np.stack([0 * dark, np.full((2, 2), 12)])
-    for images in (as_array(batch[:, None]), [as_array(image) for image in batch]):  # 200 tells what 1 is
-        assert np.array_equal(levels_of(images, num_levels=16)[:, 0], expected)
-    assert not levels_of(Image.fromarray(dark), num_levels=16).any()  # mode L says that these are pixels
-    assert levels_of(as_array(dark / 15), num_levels=16)[0, 0].tolist() == [[0, 1], [2, 3]]
-    with pytest.raises(ValueError, match="values from -1 to 1; integer pixels must lie in 0 … 255"):
-        levels_of(as_array(np.array([[-1, 1]])), num_levels=2)
+def test_what_can_be_no_levels_are_pixels_and_no_question_is_asked():
+    for as_array in (np.asarray, torch.from_numpy):
+        dark = np.array([[0, 1], [2, 3]], np.uint8)
+        assert np.array_equal(levels_of(as_array(dark))[0, 0], dark)  # 256 levels are the pixels
+        assert np.array_equal(levels_of([as_array(dark)] * 2)[:, 0], [dark] * 2)
+        assert levels_of(as_array(dark), num_levels=2).sum() == 0  # 3 is no level of two
+        batch = np.stack([dark, dark + 200])
+        expected = np.stack([0 * dark, np.full((2, 2), 12)])
+        for images in (as_array(batch[:, None]), [as_array(image) for image in batch]):  # 200 tells what 1 is
+            assert np.array_equal(levels_of(images, num_levels=16)[:, 0], expected)
+        assert not levels_of(Image.fromarray(dark), num_levels=16).any()  # mode L says that these are pixels
+        assert levels_of(as_array(dark / 15), num_levels=16)[0, 0].tolist() == [[0, 1], [2, 3]]
+        with pytest.raises(ValueError, match="values from -1 to 1; integer pixels must lie in 0 … 255"):
+            levels_of(as_array(np.array([[-1, 1]])), num_levels=2)
 
 
 def test_pictures_of_up_to_16_levels_are_never_in_doubt():
@@ -467,57 +483,59 @@ def test_pictures_of_up_to_16_levels_are_never_in_doubt():
                 assert np.array_equal(again, levels)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32", "int64"])
-def test_levels_come_out_as_they_went_in(as_array, dtype):
-    for num_levels in (2, 3, 16, 100, 128, 200, 256) if dtype != "int8" else (2, 128):
-        levels = np.random.default_rng(0).integers(num_levels, size=(2, 3, 6, 7)).astype(dtype)
-        options = {"num_levels": num_levels, "num_channels": 3, "levels": True}
-        assert np.array_equal(levels_of(as_array(levels), **options), levels)
-        last = np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
-        assert np.array_equal(levels_of([as_array(image) for image in last], **options), levels)
-        assert np.array_equal(levels_of(as_array(levels), crop_size=5, **options), levels[..., :5, 1:6])
-    processor = PixelCNNImageProcessor(num_levels=2, levels=True, binarization="threshold", threshold=0)
-    assert processor(as_array(np.array([[0, 1]], dtype)))["pixel_values"][0].tolist() == [[[0, 1]]]
+def test_levels_come_out_as_they_went_in():
+    for as_array in (np.asarray, torch.from_numpy):
+        for dtype in ["uint8", "int8", "uint16", "int32", "int64"]:
+            for num_levels in (2, 3, 16, 100, 128, 200, 256) if dtype != "int8" else (2, 128):
+                levels = np.random.default_rng(0).integers(num_levels, size=(2, 3, 6, 7)).astype(dtype)
+                options = {"num_levels": num_levels, "num_channels": 3, "levels": True}
+                assert np.array_equal(levels_of(as_array(levels), **options), levels)
+                last = np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
+                assert np.array_equal(levels_of([as_array(image) for image in last], **options), levels)
+                assert np.array_equal(levels_of(as_array(levels), crop_size=5, **options), levels[..., :5, 1:6])
+            processor = PixelCNNImageProcessor(num_levels=2, levels=True, binarization="threshold", threshold=0)
+            assert processor(as_array(np.array([[0, 1]], dtype)))["pixel_values"][0].tolist() == [[[0, 1]]]
 
 
-@pytest.mark.parametrize(
-    ("images", "error", "message"),
-    [
+def test_what_are_no_levels_is_not_read_as_levels():
+    cases = [
         (np.array([[0, 16]]), ValueError, "`images` with `levels=True`: `levels` must lie in 0 … 15, got .* 0 to 16"),
         ([np.array([[-1, 3]])], ValueError, r"`images\[0\]` with `levels=True`: `levels` must lie in 0 … 15"),
         (np.array([[0.0, 1.0]]), TypeError, "`levels` must have an integer dtype, got float64"),
         (torch.tensor([[True, False]]), TypeError, "`levels` must have an integer dtype, got bool"),
         (Image.new("L", (2, 2)), TypeError, "`images` is a PIL image, which holds pixels; `levels=True` is for arrays"),
-    ],
-)
-def test_what_are_no_levels_is_not_read_as_levels(images, error, message):
-    with pytest.raises(error, match=message):
-        levels_of(images, num_levels=16, levels=True)
+    ]
+    for images, error, message in cases:
+        with pytest.raises(error, match=message):
+            levels_of(images, num_levels=16, levels=True)
 
 
-@pytest.mark.parametrize("values", [[0, 1], [200, 255], [0, 15]])
-def test_sixteen_bits_that_would_all_be_black_are_refused(as_array, values):
-    wide = np.array([values], np.uint16)
-    message = (
-        rf"16-bit pixels, but values from {values[0]} to {values[1]}, .* dtype uint8; .* by 65535; .*`levels=True`"
-    )
-    image = Image.open(io.BytesIO(png_bytes(Image.fromarray(wide))))
-    assert image.mode.startswith("I;16")
-    for num_levels in (2, 16, 256):
-        for levels in (None, False):
-            with pytest.raises(ValueError, match="`images` has dtype uint16, " + message):
-                levels_of(as_array(wide), num_levels=num_levels, levels=levels)
-            with pytest.raises(ValueError, match=r"`images\[0\]` \(PIL mode I;16\) has dtype uint16, " + message):
-                levels_of([image], num_levels=num_levels, levels=levels)
-    assert np.array_equal(levels_of(as_array(wide), levels=True)[0, 0], wide)
-    assert np.array_equal(levels_of(as_array(wide.astype(np.uint8)))[0, 0], wide)
-    assert levels_of(as_array(wide / 65535)).max() <= 1
+def test_sixteen_bits_that_would_all_be_black_are_refused():
+    for as_array in (np.asarray, torch.from_numpy):
+        for values in [[0, 1], [200, 255], [0, 15]]:
+            wide = np.array([values], np.uint16)
+            found = f"16-bit pixels, but values from {values[0]} to {values[1]}"
+            message = f"{found}, .* dtype uint8; .* by 65535; .*`levels=True`"
+            image = Image.open(io.BytesIO(png_bytes(Image.fromarray(wide))))
+            assert image.mode.startswith("I;16")
+            for num_levels in (2, 16, 256):
+                for levels in (None, False):
+                    with pytest.raises(ValueError, match="`images` has dtype uint16, " + message):
+                        levels_of(as_array(wide), num_levels=num_levels, levels=levels)
+                    with pytest.raises(
+                        ValueError, match=r"`images\[0\]` \(PIL mode I;16\) has dtype uint16, " + message
+                    ):
+                        levels_of([image], num_levels=num_levels, levels=levels)
+            assert np.array_equal(levels_of(as_array(wide), levels=True)[0, 0], wide)
+            assert np.array_equal(levels_of(as_array(wide.astype(np.uint8)))[0, 0], wide)
+            assert levels_of(as_array(wide / 65535)).max() <= 1
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_floats_from_0_to_1_give_back_their_pixels(as_array, dtype):
-    floats = (np.arange(256) / 255).astype(dtype).reshape(16, 16)
-    assert np.array_equal(levels_of(as_array(floats))[0, 0], GREY_RAMP)
+def test_floats_from_0_to_1_give_back_their_pixels():
+    for as_array in (np.asarray, torch.from_numpy):
+        for dtype in ["float16", "float32", "float64"]:
+            floats = (np.arange(256) / 255).astype(dtype).reshape(16, 16)
+            assert np.array_equal(levels_of(as_array(floats))[0, 0], GREY_RAMP)
 
 
 def test_bfloat16_tensors_are_read():
@@ -528,18 +546,19 @@ def test_tensors_that_require_gradients_are_read():
     assert levels_of(torch.ones(2, 2, requires_grad=True)).tolist() == [[[[255, 255], [255, 255]]]]
 
 
-@pytest.mark.parametrize("value", [1.001, 255.0, -0.001, float("nan"), float("inf")])
-def test_floats_outside_0_to_1_are_refused(as_array, value):
-    with pytest.raises(ValueError, match=r"`images` has dtype float32 and values from .*must lie in \[0, 1\]"):
-        levels_of(as_array(np.array([[0.5, value]], np.float32)))
-    with pytest.raises(ValueError, match=r"`images\[0\]` \(PIL mode F\) has dtype float32"):
-        levels_of([Image.fromarray(np.array([[0.5, value]], np.float32))])
+def test_floats_outside_0_to_1_are_refused():
+    for as_array in (np.asarray, torch.from_numpy):
+        for value in [1.001, 255.0, -0.001, float("nan"), float("inf")]:
+            with pytest.raises(ValueError, match=r"`images` has dtype float32 and values from .*must lie in \[0, 1\]"):
+                levels_of(as_array(np.array([[0.5, value]], np.float32)))
+            with pytest.raises(ValueError, match=r"`images\[0\]` \(PIL mode F\) has dtype float32"):
+                levels_of([Image.fromarray(np.array([[0.5, value]], np.float32))])
 
 
-@pytest.mark.parametrize("value", [-1, 256, 65535])
-def test_pil_mode_i_outside_0_to_255_is_refused(value):
-    with pytest.raises(ValueError, match=r"`images` \(PIL mode I\) has dtype int32 and values from"):
-        levels_of(Image.fromarray(np.array([[1, value]], np.int32)))
+def test_pil_mode_i_outside_0_to_255_is_refused():
+    for value in [-1, 256, 65535]:
+        with pytest.raises(ValueError, match=r"`images` \(PIL mode I\) has dtype int32 and values from"):
+            levels_of(Image.fromarray(np.array([[1, value]], np.int32)))
 
 
 # Sizes
@@ -561,17 +580,17 @@ def test_images_keep_their_size_unless_one_is_asked_for():
     assert processor(image, do_resize=False, return_tensors="np")["pixel_values"].shape == (1, 1, 10, 20)
 
 
-@pytest.mark.parametrize("resample", list(Image.Resampling))
-def test_resizing_is_that_of_pil_on_eight_bit_pixels(resample):
-    colours = random_pixels(12, 10, 3)
-    expected = np.asarray(Image.fromarray(colours).resize((7, 5), resample)).transpose(2, 0, 1)
-    options = {"num_channels": 3, "size": (5, 7), "resample": resample}
-    assert np.array_equal(levels_of(Image.fromarray(colours), **options)[0], expected)
-    assert np.array_equal(levels_of(colours, **options)[0], expected)
-    assert np.array_equal(levels_of(colours / 255, **options, num_levels=16)[0], expected // 16)
-    grey = Image.fromarray(colours[..., 1])
-    expected = np.asarray(grey.resize((7, 5), resample))
-    assert np.array_equal(levels_of(grey, size=(5, 7), resample=int(resample))[0, 0], expected)
+def test_resizing_is_that_of_pil_on_eight_bit_pixels():
+    for resample in list(Image.Resampling):
+        colours = random_pixels(12, 10, 3)
+        expected = np.asarray(Image.fromarray(colours).resize((7, 5), resample)).transpose(2, 0, 1)
+        options = {"num_channels": 3, "size": (5, 7), "resample": resample}
+        assert np.array_equal(levels_of(Image.fromarray(colours), **options)[0], expected)
+        assert np.array_equal(levels_of(colours, **options)[0], expected)
+        assert np.array_equal(levels_of(colours / 255, **options, num_levels=16)[0], expected // 16)
+        grey = Image.fromarray(colours[..., 1])
+        expected = np.asarray(grey.resize((7, 5), resample))
+        assert np.array_equal(levels_of(grey, size=(5, 7), resample=int(resample))[0, 0], expected)
 
 
 def test_images_of_different_sizes_become_one_batch_by_size_or_crop():
@@ -662,9 +681,8 @@ def test_without_a_generator_the_global_one_is_used():
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_wrong_options_are_refused_when_the_processor_is_made_and_when_it_is_called():
+    cases = [
         ({"num_levels": 1}, ValueError, "`num_levels` must be an integer from 2 to 256, got 1"),
         ({"num_levels": 257}, ValueError, "`num_levels` .* got 257"),
         ({"num_levels": 8.0}, ValueError, "`num_levels` .* got 8.0"),
@@ -700,13 +718,12 @@ def test_without_a_generator_the_global_one_is_used():
         ({"do_pad": True}, ValueError, "`do_pad=True` has no meaning here"),
         ({"do_convert_rgb": True}, ValueError, "`do_convert_rgb=True` has no meaning here"),
         ({"num_level": 8}, TypeError, "unknown argument.* 'num_level'; it knows .*num_levels"),
-    ],
-)
-def test_wrong_options_are_refused_when_the_processor_is_made_and_when_it_is_called(options, error, message):
-    with pytest.raises(error, match=message):
-        PixelCNNImageProcessor(**options)
-    with pytest.raises(error, match=message):
-        PixelCNNImageProcessor()(Image.new("L", (4, 4)), **options)
+    ]
+    for options, error, message in cases:
+        with pytest.raises(error, match=message):
+            PixelCNNImageProcessor(**options)
+        with pytest.raises(error, match=message):
+            PixelCNNImageProcessor()(Image.new("L", (4, 4)), **options)
 
 
 def test_a_generator_must_be_a_generator_and_belongs_to_the_call():
@@ -716,9 +733,8 @@ def test_a_generator_must_be_a_generator_and_belongs_to_the_call():
         PixelCNNImageProcessor(generator=torch.Generator())
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
+def test_an_empty_batch_is_refused():
+    cases = [
         [],
         (),
         [[], []],
@@ -727,11 +743,10 @@ def test_a_generator_must_be_a_generator_and_belongs_to_the_call():
         [np.zeros((0, 1, 28, 28), np.uint8)],
         np.zeros((2, 1, 0, 28), np.uint8),
         torch.zeros(0, 1, 28, 28),
-    ],
-)
-def test_an_empty_batch_is_refused(images):
-    with pytest.raises(ValueError, match=r"is empty.*[Pp]ass at least one image"):
-        levels_of(images)
+    ]
+    for images in cases:
+        with pytest.raises(ValueError, match=r"is empty.*[Pp]ass at least one image"):
+            levels_of(images)
 
 
 def test_an_image_without_pixels_is_refused():
@@ -739,9 +754,8 @@ def test_an_image_without_pixels_is_refused():
         levels_of(Image.new("L", (0, 4)))
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
+def test_what_is_no_image_is_refused():
+    cases = [
         ("digit.png", r"`images` must be .* got str; open files with PIL.Image.open"),
         (["digit.png"], r"`images\[0\]` must be .* got str; open files with PIL.Image.open"),
         (None, "`images` must be a PIL image, numpy array or torch tensor, got NoneType"),
@@ -749,11 +763,10 @@ def test_an_image_without_pixels_is_refused():
         ({"image": 1}, "got dict"),
         (np.zeros((4, 4), complex), "`images` has dtype complex128; pixels must be bool, integers or floats"),
         (np.full((4, 4), "x"), "`images` has dtype <U1"),
-    ],
-)
-def test_what_is_no_image_is_refused(images, message):
-    with pytest.raises(TypeError, match=message):
-        levels_of(images)
+    ]
+    for images, message in cases:
+        with pytest.raises(TypeError, match=message):
+            levels_of(images)
 
 
 def test_options_are_checked_before_images_are_looked_at():
@@ -868,17 +881,17 @@ def test_a_column_of_a_data_set_is_a_batch(digits):
     assert np.array_equal(transformed[7]["pixel_values"], levels[7])
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_read_upright_as_datasets_does(orientation):
-    pixels = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
-    exif, file = Image.Exif(), io.BytesIO()
-    exif[0x0112] = orientation
-    Image.fromarray(pixels).save(file, "png", exif=exif)
-    upright = datasets.Image().decode_example({"bytes": file.getvalue(), "path": None})
-    image = Image.open(file)
-    levels = PixelCNNImageProcessor(num_channels=3)(image, return_tensors="np")["pixel_values"]
-    assert np.array_equal(levels[0].transpose(1, 2, 0), np.asarray(upright))
-    assert np.array_equal(np.asarray(image), pixels)  # what was passed in stays as it was
+def test_photos_are_read_upright_as_datasets_does():
+    for orientation in range(1, 9):
+        pixels = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(file, "png", exif=exif)
+        upright = datasets.Image().decode_example({"bytes": file.getvalue(), "path": None})
+        image = Image.open(file)
+        levels = PixelCNNImageProcessor(num_channels=3)(image, return_tensors="np")["pixel_values"]
+        assert np.array_equal(levels[0].transpose(1, 2, 0), np.asarray(upright))
+        assert np.array_equal(np.asarray(image), pixels)  # what was passed in stays as it was
 
 
 def test_damaged_exif_data_turn_nothing():

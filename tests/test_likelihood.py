@@ -26,64 +26,64 @@ def parameters_of(distribution, batch=2, height=3, width=4, scale=3.0, dtype=tor
     return distribution.from_outputs(outputs)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=lambda d: f"{type(d).__name__}-{d.num_levels}")
-@pytest.mark.parametrize("scale", [3.0, 100.0])
-def test_probabilities_of_all_levels_sum_to_one(distribution, scale):
-    parameters = parameters_of(distribution, scale=scale)
-    previous = torch.tensor([[0, distribution.num_levels - 1, 0], [1, 0, 1]])
-    for channel in range(distribution.num_channels):
-        pixel = distribution.pixels(parameters)[:, 1, 2]
-        logits = distribution.level_logits(pixel, channel, previous[:, :channel])
-        assert logits.shape == (2, distribution.num_levels)
-        torch.testing.assert_close(logits.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-6)
+def test_probabilities_of_all_levels_sum_to_one():
+    for distribution in DISTRIBUTIONS:
+        for scale in [3.0, 100.0]:
+            parameters = parameters_of(distribution, scale=scale)
+            previous = torch.tensor([[0, distribution.num_levels - 1, 0], [1, 0, 1]])
+            for channel in range(distribution.num_channels):
+                pixel = distribution.pixels(parameters)[:, 1, 2]
+                logits = distribution.level_logits(pixel, channel, previous[:, :channel])
+                assert logits.shape == (2, distribution.num_levels)
+                torch.testing.assert_close(logits.exp().sum(-1), torch.ones(2), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=lambda d: f"{type(d).__name__}-{d.num_levels}")
-def test_level_logits_at_the_level_are_log_prob(distribution):
-    parameters = parameters_of(distribution)
-    for level in {0, 1, distribution.num_levels // 2, distribution.num_levels - 1}:  # both edges included
-        levels = torch.full((2, distribution.num_channels, 3, 4), level)
-        log_prob = distribution.log_prob(parameters, levels)
-        assert log_prob.shape == levels.shape
-        for channel in range(distribution.num_channels):
-            pixel = distribution.pixels(parameters)[:, 2, 1]
-            logits = distribution.level_logits(pixel, channel, levels[:, :channel, 2, 1])
-            torch.testing.assert_close(logits[:, level], log_prob[:, channel, 2, 1])
+def test_level_logits_at_the_level_are_log_prob():
+    for distribution in DISTRIBUTIONS:
+        parameters = parameters_of(distribution)
+        for level in {0, 1, distribution.num_levels // 2, distribution.num_levels - 1}:  # both edges included
+            levels = torch.full((2, distribution.num_channels, 3, 4), level)
+            log_prob = distribution.log_prob(parameters, levels)
+            assert log_prob.shape == levels.shape
+            for channel in range(distribution.num_channels):
+                pixel = distribution.pixels(parameters)[:, 2, 1]
+                logits = distribution.level_logits(pixel, channel, levels[:, :channel, 2, 1])
+                torch.testing.assert_close(logits[:, level], log_prob[:, channel, 2, 1])
 
 
-@pytest.mark.parametrize("num_levels", [2, 3, 4, 5, 16, 17, 256])
-@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
-def test_levels_of_a_logistic_mixture_are_found_without_their_probabilities(num_levels, scale):
-    distribution = LogisticMixtureOutput(3, num_levels, 4)
-    generator = torch.Generator().manual_seed(0)
-    pixels = distribution.pixels(parameters_of(distribution, 16, 8, 8, scale, torch.float64))
-    noise = torch.rand(16, 8, 8, dtype=torch.float64, generator=generator)
-    previous = torch.randint(num_levels, (16, 8, 8, 3), generator=generator)
-    for channel in range(3):
-        logits = distribution.level_logits(pixels, channel, previous[..., :channel])
-        levels = distribution.icdf(pixels, channel, noise, previous[..., :channel])
-        assert torch.equal(levels, levels_from_noise(logits, noise))
-        lowest, highest = (
-            distribution.icdf(pixels, channel, torch.full_like(noise, x), previous[..., :channel])
-            for x in (0.0, 1 - 2**-53)
-        )
-        for smaller, larger in ((lowest, levels), (levels, highest)):
-            assert (smaller <= larger).all()
-        assert highest.max() < num_levels
+def test_levels_of_a_logistic_mixture_are_found_without_their_probabilities():
+    for num_levels in [2, 3, 4, 5, 16, 17, 256]:
+        for scale in [0.3, 3.0, 30.0]:
+            distribution = LogisticMixtureOutput(3, num_levels, 4)
+            generator = torch.Generator().manual_seed(0)
+            pixels = distribution.pixels(parameters_of(distribution, 16, 8, 8, scale, torch.float64))
+            noise = torch.rand(16, 8, 8, dtype=torch.float64, generator=generator)
+            previous = torch.randint(num_levels, (16, 8, 8, 3), generator=generator)
+            for channel in range(3):
+                logits = distribution.level_logits(pixels, channel, previous[..., :channel])
+                levels = distribution.icdf(pixels, channel, noise, previous[..., :channel])
+                assert torch.equal(levels, levels_from_noise(logits, noise))
+                lowest, highest = (
+                    distribution.icdf(pixels, channel, torch.full_like(noise, x), previous[..., :channel])
+                    for x in (0.0, 1 - 2**-53)
+                )
+                for smaller, larger in ((lowest, levels), (levels, highest)):
+                    assert (smaller <= larger).all()
+                assert highest.max() < num_levels
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_broken_parameters_have_no_level(value):
-    noise, previous = torch.full((2,), 0.5, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.long)
-    for distribution in DISTRIBUTIONS[-3:]:
-        pixels = distribution.pixels(parameters_of(distribution))[:, 0, 0]
-        logits_and_means = 2 * distribution.num_components  # the means are those of the first channel
-        for i in range(logits_and_means):
-            broken = pixels.clone()
-            broken[1, i] = value
-            levels = distribution.icdf(broken, 0, noise, previous[:, :0])
-            assert levels[0] >= 0
-            assert levels[1] == -1 or (value == -torch.inf and i < distribution.num_components)
+def test_broken_parameters_have_no_level():
+    for value in [torch.nan, torch.inf, -torch.inf]:
+        noise, previous = torch.full((2,), 0.5, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.long)
+        for distribution in DISTRIBUTIONS[-3:]:
+            pixels = distribution.pixels(parameters_of(distribution))[:, 0, 0]
+            logits_and_means = 2 * distribution.num_components  # the means are those of the first channel
+            for i in range(logits_and_means):
+                broken = pixels.clone()
+                broken[1, i] = value
+                levels = distribution.icdf(broken, 0, noise, previous[:, :0])
+                assert levels[0] >= 0
+                assert levels[1] == -1 or (value == -torch.inf and i < distribution.num_components)
 
 
 def test_earlier_levels_that_no_component_can_give_leave_no_level():
@@ -159,33 +159,33 @@ def test_a_mixture_is_the_sum_over_its_components_written_out():
         torch.testing.assert_close(log_prob.cumsum(0), torch.stack(expected).log())
 
 
-@pytest.mark.parametrize("num_levels", [2, 5, 256])
-@pytest.mark.parametrize("log_scale", [-50.0, -7.0, -5.0, -2.0, 0.0, 3.0, 60.0])
-def test_a_logistic_of_any_mean_and_scale_is_finite_and_sums_to_one(num_levels, log_scale):
-    for mean in (-1e6, -3.0, -1.0, -0.5, 0.0, 1e-4, 1 / 255, 0.3, 1.0, 1.004, 40.0, 1e6):
-        distribution, parameters = mixture_of_one(mean, log_scale, num_levels)
-        logits = distribution.level_logits(parameters, 0).flatten()
-        assert logits.isfinite().all()
-        torch.testing.assert_close(logits.double().exp().sum().item(), 1.0, rtol=0, atol=1e-6)
-        levels = torch.arange(num_levels).view(1, 1, 1, -1)
-        log_prob = distribution.log_prob(parameters.expand(1, 1, num_levels, 3), levels)
-        torch.testing.assert_close(logits, log_prob.flatten())
+def test_a_logistic_of_any_mean_and_scale_is_finite_and_sums_to_one():
+    for num_levels in [2, 5, 256]:
+        for log_scale in [-50.0, -7.0, -5.0, -2.0, 0.0, 3.0, 60.0]:
+            for mean in (-1e6, -3.0, -1.0, -0.5, 0.0, 1e-4, 1 / 255, 0.3, 1.0, 1.004, 40.0, 1e6):
+                distribution, parameters = mixture_of_one(mean, log_scale, num_levels)
+                logits = distribution.level_logits(parameters, 0).flatten()
+                assert logits.isfinite().all()
+                torch.testing.assert_close(logits.double().exp().sum().item(), 1.0, rtol=0, atol=1e-6)
+                levels = torch.arange(num_levels).view(1, 1, 1, -1)
+                log_prob = distribution.log_prob(parameters.expand(1, 1, num_levels, 3), levels)
+                torch.testing.assert_close(logits, log_prob.flatten())
 
 
-@pytest.mark.parametrize("log_scale", [-50.0, -7.0, -3.0, 2.0])
-@pytest.mark.parametrize("level", [0, 1, 128, 254, 255])
-def test_a_mean_far_away_is_pulled_towards_the_level(level, log_scale):
-    for mean in (-1e6, -30.0, -1.5, 1.5, 30.0, 1e6):
-        distribution, parameters = mixture_of_one(mean, log_scale)
-        parameters.requires_grad_()
-        log_prob = distribution.log_prob(parameters, torch.tensor(level).view(1, 1, 1, 1))
-        (gradient,) = torch.autograd.grad(log_prob.sum(), parameters)
-        assert gradient.isfinite().all()
-        if (level == 0 and mean < 0) or (level == 255 and mean > 0):
-            continue  # the level is (almost) certain
-        pull = gradient.flatten()[1] * (-1 if mean > 0 else 1)
-        assert pull > 1e-3
-        assert log_scale < -7 or abs(mean) < 30 or gradient.flatten()[2] > 0  # and its scale grows
+def test_a_mean_far_away_is_pulled_towards_the_level():
+    for log_scale in [-50.0, -7.0, -3.0, 2.0]:
+        for level in [0, 1, 128, 254, 255]:
+            for mean in (-1e6, -30.0, -1.5, 1.5, 30.0, 1e6):
+                distribution, parameters = mixture_of_one(mean, log_scale)
+                parameters.requires_grad_()
+                log_prob = distribution.log_prob(parameters, torch.tensor(level).view(1, 1, 1, 1))
+                (gradient,) = torch.autograd.grad(log_prob.sum(), parameters)
+                assert gradient.isfinite().all()
+                if (level == 0 and mean < 0) or (level == 255 and mean > 0):
+                    continue  # the level is (almost) certain
+                pull = gradient.flatten()[1] * (-1 if mean > 0 else 1)
+                assert pull > 1e-3
+                assert log_scale < -7 or abs(mean) < 30 or gradient.flatten()[2] > 0  # and its scale grows
 
 
 def test_extreme_parameters_give_finite_log_probabilities():
@@ -201,8 +201,8 @@ def test_bfloat16_parameters_are_scored_in_float32(family):
     assert model.log_prob(**inputs).dtype == torch.float32
 
 
-def test_loss_is_mean_nats_per_dimension_of_log_prob(family, variant):
-    model = build_model(family, **variant).double()
+def test_loss_is_mean_nats_per_dimension_of_log_prob(family, kind):
+    model = build_model(family, **kind).double()
     inputs = random_inputs(model)
     log_prob = model.log_prob(**inputs)
     assert log_prob.shape == inputs["pixel_values"].shape

@@ -16,8 +16,8 @@ def loss_and_gradients(model, inputs):
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_shapes_of_logits_and_hidden_states(family, variant):
-    model = build_model(family, **variant)
+def test_shapes_of_logits_and_hidden_states(family, kind):
+    model = build_model(family, **kind)
     inputs = random_inputs(model)
     output = model(**inputs, output_hidden_states=True)
     shape = inputs["pixel_values"].shape
@@ -116,8 +116,8 @@ def test_initial_activations_have_the_variance_of_the_image(family):
     assert loss.item() == pytest.approx(math.log(256), rel=facts(family).INITIAL_LOSS)
 
 
-def test_every_parameter_is_used_and_learns(family, variant):
-    model = build_model(family, **variant).train()
+def test_every_parameter_is_used_and_learns(family, kind):
+    model = build_model(family, **kind).train()
     inputs = random_inputs(model, batch=8)
     _, gradients = loss_and_gradients(model, inputs)
     assert not [name for name, gradient in gradients.items() if not gradient.any()]
@@ -146,14 +146,14 @@ def test_channels_last_changes_nothing(family):
     assert model.generate(num_images=2).shape == (2, 3, 5, 6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_close_to_single(family, dtype):
-    model = build_model(family, num_levels=8)
-    inputs = random_inputs(model)
-    single = model.log_prob(**inputs)
-    torch.testing.assert_close(model.to(dtype).log_prob(**inputs), single, rtol=0.1, atol=0.1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(model.float().log_prob(**inputs), single, rtol=0.1, atol=0.1)
+def test_half_precision_is_close_to_single(family):
+    for dtype in [torch.bfloat16, torch.float16]:
+        model = build_model(family, num_levels=8)
+        inputs = random_inputs(model)
+        single = model.log_prob(**inputs)
+        torch.testing.assert_close(model.to(dtype).log_prob(**inputs), single, rtol=0.1, atol=0.1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(model.float().log_prob(**inputs), single, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.slow
@@ -218,17 +218,17 @@ def test_a_model_that_returns_tuples_still_scores_and_samples(family):
         assert model.generate(sampler=sampler).shape == (1, 1, 5, 6)
 
 
-@pytest.mark.parametrize("encoding", ["scaled", "embedding"])
-def test_levels_may_have_any_integer_dtype(family, encoding):
-    model = build_model(family, input_encoding=encoding)
-    levels = random_inputs(model)["pixel_values"]
-    loss, log_prob = model(levels, labels=levels).loss, model.log_prob(levels)
-    mask = torch.ones(5, 6, dtype=torch.bool)
-    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32):
-        typed = levels.to(dtype)
-        torch.testing.assert_close(model(typed, labels=typed).loss, loss)
-        torch.testing.assert_close(model.log_prob(typed), log_prob)
-        assert torch.equal(model.generate(pixel_values=typed, known_mask=mask), levels)
+def test_levels_may_have_any_integer_dtype(family):
+    for encoding in ["scaled", "embedding"]:
+        model = build_model(family, input_encoding=encoding)
+        levels = random_inputs(model)["pixel_values"]
+        loss, log_prob = model(levels, labels=levels).loss, model.log_prob(levels)
+        mask = torch.ones(5, 6, dtype=torch.bool)
+        for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32):
+            typed = levels.to(dtype)
+            torch.testing.assert_close(model(typed, labels=typed).loss, loss)
+            torch.testing.assert_close(model.log_prob(typed), log_prob)
+            assert torch.equal(model.generate(pixel_values=typed, known_mask=mask), levels)
 
 
 def test_uint8_labels_that_trainer_would_miscount_are_refused():

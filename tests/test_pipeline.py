@@ -108,11 +108,11 @@ def test_a_broken_image_processor_is_an_error(folder):
         pipeline("unconditional-image-generation", model=folder)
 
 
-@pytest.mark.parametrize(("name", "value", "own"), [("num_levels", 256, 4), ("num_channels", 3, 1)])
-def test_an_image_processor_of_another_model_is_refused(folder, pipe, name, value, own):
-    other = PixelCNNImageProcessor(**{"num_levels": 4, name: value})
-    with pytest.raises(ValueError, match=f"`{name}` {value}, but the model has {own}: .* one with `{name}={own}`"):
-        PixelCNNImagePipeline(pipe.model, image_processor=other)
-    other.save_pretrained(folder)
-    with pytest.raises(ValueError, match=f"`{name}` {value}, but the model has {own}"):
-        pipeline("unconditional-image-generation", model=folder)
+def test_an_image_processor_of_another_model_is_refused(folder, pipe):
+    for name, value, own in [("num_levels", 256, 4), ("num_channels", 3, 1)]:
+        other = PixelCNNImageProcessor(**{"num_levels": 4, name: value})
+        with pytest.raises(ValueError, match=f"`{name}` {value}, but the model has {own}: .* one with `{name}={own}`"):
+            PixelCNNImagePipeline(pipe.model, image_processor=other)
+        other.save_pretrained(folder)
+        with pytest.raises(ValueError, match=f"`{name}` {value}, but the model has {own}"):
+            pipeline("unconditional-image-generation", model=folder)

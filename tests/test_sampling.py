@@ -73,8 +73,8 @@ def test_all_samplers_agree_at_another_image_size(family):
     assert all(torch.equal(naive, images) for images in others)
 
 
-def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, variant):
-    model = build_model(family, **variant)
+def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, kind):
+    model = build_model(family, **kind)
     inputs = conditions(model, 3)
     for (dtype, tolerance), sampler in itertools.product(
         [(torch.float32, 1e-5), (torch.bfloat16, 0.1)], ["cached", "naive"]
@@ -115,17 +115,17 @@ def test_an_image_does_not_depend_on_its_batch(family):
     assert not torch.equal(of_list[0], of_list[1])
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_request_split_into_parts_gives_the_same_images(family, sampler):
-    model = build_model(family, num_classes=3).double()
-    request = {"class_ids": [0, 1, 2, -1, 0], "pixel_values": random_inputs(model, batch=5)["pixel_values"]}
-    request["known_mask"] = torch.rand(5, 1, 5, 6, generator=seeded()) < 0.3
-    whole = model.generate(**request, generator=seeded(), sampler=sampler, return_dict_in_generate=True)
-    parts = model.generate(
-        **request, generator=seeded(), sampler=sampler, return_dict_in_generate=True, max_batch_size=2
-    )
-    assert torch.equal(parts.sequences, whole.sequences)
-    assert (parts.num_iterations is None) == (sampler != "fixed_point")
+def test_a_request_split_into_parts_gives_the_same_images(family):
+    for sampler in SAMPLERS:
+        model = build_model(family, num_classes=3).double()
+        request = {"class_ids": [0, 1, 2, -1, 0], "pixel_values": random_inputs(model, batch=5)["pixel_values"]}
+        request["known_mask"] = torch.rand(5, 1, 5, 6, generator=seeded()) < 0.3
+        whole = model.generate(**request, generator=seeded(), sampler=sampler, return_dict_in_generate=True)
+        parts = model.generate(
+            **request, generator=seeded(), sampler=sampler, return_dict_in_generate=True, max_batch_size=2
+        )
+        assert torch.equal(parts.sequences, whole.sequences)
+        assert (parts.num_iterations is None) == (sampler != "fixed_point")
 
 
 def test_scores_of_a_request_split_into_parts_are_in_order(family):
@@ -326,8 +326,8 @@ def recordings(monkeypatch):
     return recordings
 
 
-def test_steps_can_be_recorded_and_replayed(family, variant, recordings, monkeypatch):
-    model = build_model(family, **variant).double()
+def test_steps_can_be_recorded_and_replayed(family, kind, recordings, monkeypatch):
+    model = build_model(family, **kind).double()
     request = {"num_images": 3, "image_size": (12, 4), **conditions(model, 3)}
     with monkeypatch.context() as without:
         without.delitem(caching_causal_image.CAPTURES, "cpu")
@@ -341,8 +341,8 @@ def test_steps_can_be_recorded_and_replayed(family, variant, recordings, monkeyp
     assert torch.equal(model.generate(**{**request, **by_row_and_pixel}, generator=seeded(0)), expected)
 
 
-def test_recordings_are_kept_for_requests_of_the_same_shape(family, variant, recordings, monkeypatch):
-    model = build_model(family, **variant).double()
+def test_recordings_are_kept_for_requests_of_the_same_shape(family, kind, recordings, monkeypatch):
+    model = build_model(family, **kind).double()
 
     def draw(num_images, seed, **changes):
         request = {"num_images": num_images, "image_size": (12, 4), **conditions(model, num_images), **changes}
@@ -413,19 +413,19 @@ def test_noise_is_one_call_an_image_in_raster_order():
     assert torch.equal(noise, torch.stack(expected, dim=1))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_known_pixels_are_kept_image_by_image(family, sampler):
-    model = build_model(family, num_channels=3, num_levels=4).double()
-    given = random_inputs(model, batch=3)["pixel_values"]
-    mask = torch.rand(given.shape, generator=seeded()) < 0.4
-    given[~mask] = -7  # whatever stands at free positions is ignored
-    images = model.generate(pixel_values=given, known_mask=mask, generator=seeded(), sampler=sampler)
-    assert torch.equal(images[mask], given[mask])
-    free = model.generate(num_images=3, generator=seeded())
-    first = mask.permute(0, 2, 3, 1).flatten(1).int().argmax(1)  # before its first given dimension nothing changes
-    for i in range(3):
-        a, b = (x[i].permute(1, 2, 0).flatten()[: first[i]] for x in (images, free))
-        assert torch.equal(a, b)
+def test_known_pixels_are_kept_image_by_image(family):
+    for sampler in SAMPLERS:
+        model = build_model(family, num_channels=3, num_levels=4).double()
+        given = random_inputs(model, batch=3)["pixel_values"]
+        mask = torch.rand(given.shape, generator=seeded()) < 0.4
+        given[~mask] = -7  # whatever stands at free positions is ignored
+        images = model.generate(pixel_values=given, known_mask=mask, generator=seeded(), sampler=sampler)
+        assert torch.equal(images[mask], given[mask])
+        free = model.generate(num_images=3, generator=seeded())
+        first = mask.permute(0, 2, 3, 1).flatten(1).int().argmax(1)  # before its first given dimension nothing changes
+        for i in range(3):
+            a, b = (x[i].permute(1, 2, 0).flatten()[: first[i]] for x in (images, free))
+            assert torch.equal(a, b)
 
 
 def test_completions_are_the_same_for_all_samplers_and_for_one_image_expanded(family):
@@ -447,24 +447,21 @@ def test_completions_are_the_same_for_all_samplers_and_for_one_image_expanded(fa
     assert torch.equal(alone[0], drawn[0][2])
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
+def test_settings_change_the_image_in_the_same_way_for_all_samplers(family):
+    cases = [
         {"temperature": 0.5},
         {"top_k": 2},
         {"top_p": 0.6},
         {"min_p": 0.3},
         {"do_sample": False},
         {"temperature": 2.0, "top_k": 3, "top_p": 0.9},
-    ],
-    ids=str,
-)
-def test_settings_change_the_image_in_the_same_way_for_all_samplers(family, settings):
-    model = build_model(family, num_levels=6).double()
-    images = [model.generate(num_images=3, generator=seeded(), sampler=s, **settings) for s in SAMPLERS]
-    assert torch.equal(images[0], images[1])
-    assert torch.equal(images[0], images[2])
-    assert not torch.equal(images[0], model.generate(num_images=3, generator=seeded()))
+    ]
+    for settings in cases:
+        model = build_model(family, num_levels=6).double()
+        images = [model.generate(num_images=3, generator=seeded(), sampler=s, **settings) for s in SAMPLERS]
+        assert torch.equal(images[0], images[1])
+        assert torch.equal(images[0], images[2])
+        assert not torch.equal(images[0], model.generate(num_images=3, generator=seeded()))
 
 
 def test_top_k_leaves_k_levels_and_modes_are_modes():

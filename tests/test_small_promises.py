@@ -136,10 +136,10 @@ def test_the_config_may_ask_for_hidden_states(family):
     assert model.model(**inputs, output_hidden_states=False).hidden_states is None
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, math.nan])
-def test_a_dropout_that_is_no_probability_is_refused(family, dropout):
-    with pytest.raises(StrictDataclassError, match="`dropout` must be in"):
-        small_config(family, dropout=dropout)
+def test_a_dropout_that_is_no_probability_is_refused(family):
+    for dropout in [-0.1, 1.0, math.nan]:
+        with pytest.raises(StrictDataclassError, match="`dropout` must be in"):
+            small_config(family, dropout=dropout)
 
 
 def test_generation_settings_are_read_from_the_place_of_the_model(tmp_path, monkeypatch):

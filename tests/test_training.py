@@ -659,9 +659,8 @@ def test_values_of_a_recipe_have_the_types_of_their_arguments(tmp_path):
     assert args.dataloader_drop_last is False
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
+def test_a_value_of_another_type_in_a_recipe_is_refused_by_the_name_of_its_key(tmp_path):
+    cases = [
         ("num_levles: 4", "unknown key 'num_levles' in"),
         ("3: 4", "unknown key 3 in"),
         ("num_levels: many", "must be int, got 'many'"),
@@ -678,14 +677,13 @@ def test_values_of_a_recipe_have_the_types_of_their_arguments(tmp_path):
         ("eval_strategy: no", r"must be str \(in quotes .*\), got False"),
         ("logging_strategy: no", r"must be one of no, steps, epoch \(in quotes .*\), got False"),
         ("logging_strategy: night", "must be one of no, steps, epoch .* got 'night'"),
-    ],
-)
-def test_a_value_of_another_type_in_a_recipe_is_refused_by_the_name_of_its_key(tmp_path, line, message):
-    expected = message if message.startswith("unknown") else f"`{line.split(':')[0]}` in .*recipe.yaml {message}"
-    with pytest.raises(InputError, match=expected):
-        parse_recipe(tmp_path, f"{line}\n")
-    with pytest.raises(InputError, match=expected):  # also where the command line would override it
-        parse_recipe(tmp_path, f"{line}\n", "--num_levels", "4", "--learning_rate", "1", "--dataset", "digits")
+    ]
+    for line, message in cases:
+        expected = message if message.startswith("unknown") else f"`{line.split(':')[0]}` in .*recipe.yaml {message}"
+        with pytest.raises(InputError, match=expected):
+            parse_recipe(tmp_path, f"{line}\n")
+        with pytest.raises(InputError, match=expected):  # also where the command line would override it
+            parse_recipe(tmp_path, f"{line}\n", "--num_levels", "4", "--learning_rate", "1", "--dataset", "digits")
 
 
 def test_a_recipe_gives_arguments_that_are_needed(tmp_path):
@@ -934,16 +932,13 @@ def test_a_loss_that_is_not_finite_ends_the_training(digits_words, tmp_path):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_what_would_have_no_effect_is_refused(digits_words, tmp_path):
+    cases = [
         (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` cannot be used: the loss is a likelihood"),
         (["--bf16_full_eval", "true"], "`bf16_full_eval` cannot be used"),
         (["--num_levels", "0"], "`num_levels` must be an integer from 2 to 256, got 0"),
         (["--num_channels", "0"], "`num_channels` must be 1"),
         (["--image_size", "0"], "with positive integers"),
-    ],
-    ids=lambda words: words[0] if isinstance(words, list) else "",
-)
-def test_what_would_have_no_effect_is_refused(digits_words, tmp_path, words, message):
-    assert message in one_line_error(train.main, [*digits_words, *words, "--output_dir", tmp_path / "run"])
+    ]
+    for words, message in cases:
+        assert message in one_line_error(train.main, [*digits_words, *words, "--output_dir", tmp_path / "run"])
