@@ -145,18 +145,22 @@ def class_ids_for(
     return class_ids
 
 
-def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: CausalImageModelingConfig):
-    """Raise unless `class_ids` are what `config` needs: None, or `(batch,)` ids, -1 for no class."""
-    if config.num_classes == 0:
-        if class_ids is not None:
-            raise ValueError("`class_ids` were given, but the model is unconditional (`num_classes` is 0).")
-        return
-    if class_ids is None:
+def check_asked_of_classes(class_ids: torch.Tensor | None, config: CausalImageModelingConfig):
+    """Raise unless `class_ids` are there if `config` has classes, and None if it has none."""
+    if config.num_classes == 0 and class_ids is not None:
+        raise ValueError("`class_ids` were given, but the model is unconditional (`num_classes` is 0).")
+    if config.num_classes > 0 and class_ids is None:
         raise ValueError(
             f"`class_ids` are needed: the model is conditional on {config.num_classes} classes. "
-            "Pass -1 for images without a class."
+            "Pass -1 for images without a class. (Features alone, by the family's `...Model`, need none.)"
         )
-    _check_ids("class_ids", class_ids, batch_size, config, least=-1)
+
+
+def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: CausalImageModelingConfig):
+    """Raise unless `class_ids` are what `config` needs: None, or `(batch,)` ids, -1 for no class."""
+    check_asked_of_classes(class_ids, config)
+    if class_ids is not None:
+        _check_ids("class_ids", class_ids, batch_size, config, least=-1)
 
 
 def check_class_labels(labels: torch.Tensor, batch_size: int, config: CausalImageModelingConfig):
@@ -179,6 +183,7 @@ def _check_ids(name: str, ids: torch.Tensor, batch_size: int, config: CausalImag
 
 
 __all__ = [
+    "check_asked_of_classes",
     "check_class_ids",
     "check_class_labels",
     "check_count",

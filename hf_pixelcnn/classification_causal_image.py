@@ -56,6 +56,7 @@ class ImageClassification(CausalImageLikelihood):
         pixel_values: torch.Tensor,
         *,
         labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> ImageClassifierOutput:
         r"""
@@ -70,13 +71,16 @@ class ImageClassification(CausalImageLikelihood):
                 the mean over images of a generative term, in nats per dimension, and a discriminative one, the
                 cross-entropy of `logits` in nats (Bouchard & Triggs 2004, The Trade-off between Generative and
                 Discriminative Classifiers, section 3, here with the generative term per dimension).
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the hidden states of the network for images without a class, as `...Model` gives
+                them: one more pass.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 What to divide the summed loss by instead of the batch size; `Trainer` passes the number of labels of
                 all accumulated batches.
 
         Returns:
-            `ImageClassifierOutput` with `loss` and `logits`, `torch.FloatTensor` `(batch, num_classes)`; or a tuple
-            with `return_dict=False`.
+            `ImageClassifierOutput` with `loss`, `logits`, `torch.FloatTensor` `(batch, num_classes)`, and
+            `hidden_states`; or a tuple with `return_dict=False`.
 
         Raises:
             ValueError, TypeError: If an argument has the wrong dtype, shape or range. Compiled and exported code does
@@ -101,7 +105,9 @@ class ImageClassification(CausalImageLikelihood):
             count = len(pixel_values) if num_items_in_batch is None else num_items_in_batch
             discriminative = (1 - weight) * cross_entropy if weight < 1 else 0  # infinite where the prior is 0
             loss = (weight * nats_per_dim + discriminative) / count
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        features = self.model(pixel_values, output_hidden_states=True, return_dict=True) if keep else None
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=features and features.hidden_states)
 
 
 __all__ = ["ImageClassification"]

@@ -27,7 +27,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .adapters_causal_image import AdaptedConv2d, watch_peft
 from .caching_causal_image import ForwardCache, SamplingCache, classes_by_name
-from .checks_causal_image import check_class_ids, check_levels, evaluation_mode
+from .checks_causal_image import check_asked_of_classes, check_class_ids, check_levels, evaluation_mode
 from .configuration_causal_image import CausalImageModelingConfig
 from .generation_causal_image import CausalImageGenerationMixin
 from .generation_config_causal_image import PixelCNNGenerationConfig
@@ -48,7 +48,7 @@ class CausalImageModelingOutput(ModelOutput):
             `(batch, channels, height, width, num_levels)` for `"categorical"`, `(batch, height, width, parameters)` for
             `"logistic_mixture"`.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
-            The features after each layer, see the family's model.
+            What enters the first layer, and the features after each layer; see [`CausalImageBackbone`].
     """
 
     loss: torch.Tensor | None = None
@@ -63,7 +63,7 @@ class BackboneOutput(ModelOutput):
         last_hidden_state (`torch.FloatTensor` of shape `(batch, hidden_size, height, width)`):
             The residual stream after the last layer; the head reads it.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*, returned when `output_hidden_states=True`):
-            `(batch, hidden_size, height, width)` after each layer, see the family's model.
+            What enters the first layer, and the features after each layer; see [`CausalImageBackbone`].
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -490,6 +490,11 @@ class CausalImageBackbone(CausalImagePreTrainedModel):
     r"""
     The network without its head: what `...Model` of every family does around its own `backbone_features`.
 
+    Hidden states are one more than there are layers: the first is what enters the first of them, the others are the
+    features after each, so the last is `last_hidden_state`. All are `(batch, features, height, width)`, with
+    `hidden_size` features at the height and width of the image unless a family says otherwise; its `backbone_features`
+    calls `collect` with each of them, in order.
+
     Attributes:
         encoding ([`PixelEncoding`]): Of a family's constructor: what its first layers read.
         rows_seen_above (`int`, or `math.inf`): How many rows above its own a dimension can depend on, at most.
@@ -512,7 +517,7 @@ class CausalImageBackbone(CausalImagePreTrainedModel):
     def backbone_features(
         self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, collect: Callable[[torch.Tensor], None]
     ) -> torch.Tensor:
-        """Levels to the features that the head reads; `collect` is called with the features after each layer."""
+        """Levels to the features that the head reads; `collect` is called with each hidden state, the last included."""
         raise NotImplementedError
 
     @can_return_tuple
@@ -523,8 +528,21 @@ class CausalImageBackbone(CausalImagePreTrainedModel):
         class_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> BackboneOutput:
-        """Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`."""
+        r"""
+        Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`.
+
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Integer levels.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Class of each image, -1 for none, for a conditional model; without them no image has a class.
+            output_hidden_states (`bool`, *optional*): Whether to return all hidden states.
+
+        Raises:
+            ValueError, TypeError: If an argument has the wrong dtype, shape or range.
+        """
         check_levels("pixel_values", pixel_values, self.config)
+        if class_ids is None and self.config.num_classes:
+            class_ids = torch.full(pixel_values.shape[:1], -1, device=pixel_values.device)
         check_class_ids(class_ids, pixel_values.shape[0], self.config)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states = []
@@ -561,6 +579,7 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, output_hidden_states: bool | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Parameters of the output distribution of every dimension, and the hidden states if asked for."""
+        check_asked_of_classes(class_ids, self.config)
         features = self.model(
             pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
         )
@@ -617,7 +636,7 @@ class CausalImageModeling(CausalImageLikelihood, CausalImageGenerationMixin):
             labels (`torch.LongTensor` of shape `(batch, channels, height, width)`, *optional*):
                 Levels to score, as a rule `pixel_values` itself; -100 is left out of the loss.
             output_hidden_states (`bool`, *optional*):
-                Whether to return the features after each layer.
+                Whether to return all hidden states.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 What to divide the summed loss by instead of the number of labels; `Trainer` passes the labels of all
                 accumulated batches.

@@ -73,7 +73,10 @@ class GatedPixelCNNPreTrainedModel(CausalImagePreTrainedModel):
 
 
 class GatedPixelCNNModel(CausalImageBackbone, GatedPixelCNNPreTrainedModel):
-    """The network up to its last layer, without the head."""
+    """
+    The network up to its last layer, without the head. Hidden states are those of the horizontal stack, and first
+    the encoded image, as the first layer reads it: `(batch, num_channels * features of a channel, height, width)`.
+    """
 
     def __init__(self, config: GatedPixelCNNConfig):
         super().__init__(config)
@@ -91,6 +94,7 @@ class GatedPixelCNNModel(CausalImageBackbone, GatedPixelCNNPreTrainedModel):
     def backbone_features(self, pixel_values, class_ids, collect):
         first = cast(GatedPixelCNNLayer, self.layers[0])
         v = h = self.encoding(pixel_values, first.vertical_conv.weight.dtype)
+        collect(h)
         for layer in self.layers:
             v, h = layer(v, h, class_ids)
             collect(h)

@@ -49,7 +49,7 @@ class PixelCNNPreTrainedModel(CausalImagePreTrainedModel):
 
 
 class PixelCNNModel(CausalImageBackbone, PixelCNNPreTrainedModel):
-    """The network up to its last block, without the head."""
+    """The network up to its last block, without the head. The first hidden state is what mask A's layer gives."""
 
     def __init__(self, config: PixelCNNConfig):
         super().__init__(config)
@@ -70,6 +70,7 @@ class PixelCNNModel(CausalImageBackbone, PixelCNNPreTrainedModel):
 
     def backbone_features(self, pixel_values, class_ids, collect):
         x = self.conv_in(self.encoding(pixel_values, self.conv_in.weight.dtype))
+        collect(x)
         for layer in self.layers:
             x = layer(x, class_ids)
             collect(x)

@@ -121,8 +121,8 @@ class PixelCNNPPPreTrainedModel(CausalImagePreTrainedModel):
 
 class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):
     """
-    The network without its head. Hidden states are those of the combined stream after each of the six stages, three at
-    full, half and a quarter of the resolution and three on the way back.
+    The network without its head. Hidden states are those of the combined stream: before the first of the six stages and
+    after each of them, three at full, half and a quarter of the resolution and three on the way back.
 
     Images whose sides are not divisible by 4 are continued to the right and below by pixels that count as outside.
     """
@@ -170,6 +170,7 @@ class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):
         x = F.pad(x, (0, -width % 4, 0, -height % 4))
         u = shift_down(self.vertical_in(x))
         ul = shift_down(self.combined_in_above(x)) + shift_right(self.combined_in_left(x))
+        collect(ul)
         skips = [(u, ul)]
         for i, layers in enumerate(self.up_layers):
             if i > 0:

@@ -46,6 +46,7 @@ class ToyModel(CausalImageBackbone, ToyPreTrainedModel):
         x = self.first(self.encoding(pixel_values, self.first.weight.dtype))
         if self.class_embedding is not None:
             x = x + self.class_embedding(class_ids)
+        collect(x)
         for layer in self.layers:
             x = x + F.elu(layer(x))
             collect(x)

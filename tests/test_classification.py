@@ -62,6 +62,18 @@ def test_logits_are_log_likelihoods_plus_log_prior_over_temperature(family):
         torch.testing.assert_close(scaled, (expected + prior.log()) / 20, rtol=1e-6, atol=1e-6)  # the prior is float32
 
 
+def test_hidden_states_are_those_of_images_without_a_class(family):
+    model = classy_model(family, num_classes=3, return_dict=False)
+    pixel_values = random_inputs(model, batch=3)["pixel_values"]
+    expected = model(pixel_values, class_ids=torch.full((3,), -1), output_hidden_states=True, return_dict=True)
+    output = classifier_of(model)(pixel_values, output_hidden_states=True, return_dict=True)
+    assert len(output.hidden_states) == len(expected.hidden_states)
+    assert all(map(torch.equal, output.hidden_states, expected.hidden_states))
+    _, states = classifier_of(model, output_hidden_states=True)(pixel_values, return_dict=False)
+    assert torch.equal(states[-1], output.hidden_states[-1])
+    assert classifier_of(model)(pixel_values, return_dict=True).hidden_states is None
+
+
 def test_probabilities_are_those_of_a_table_of_all_images(family):
     model = classy_model(family, image_size=2, num_classes=3)
     images = torch.tensor(list(itertools.product((0, 1), repeat=4))).view(16, 1, 2, 2)

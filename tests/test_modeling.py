@@ -31,9 +31,13 @@ def test_shapes_of_logits_and_hidden_states(family, kind):
         }[model.config.output_distribution]
     )
     assert output.loss is None
-    sizes = facts(family).hidden_sizes(model.config, *size)
-    assert [state.shape for state in output.hidden_states] == [(2, 12, *size) for size in sizes]
-    base = model.model(**inputs)
+    shapes = facts(family).hidden_shapes(model.config, *size)
+    assert [state.shape for state in output.hidden_states] == [(2, *shape) for shape in shapes]
+    first = next(module for module in model.modules() if type(module).__name__ in model._no_split_modules)
+    read = []
+    with first.register_forward_pre_hook(lambda layer, args: read.extend(args)):
+        base = model.model(**inputs)
+    assert any(torch.equal(x, output.hidden_states[0]) for x in read if x is not None and x.ndim == 4)
     assert torch.equal(base.last_hidden_state, output.hidden_states[-1])
     assert base.hidden_states is None
     logits, *_ = model(**inputs, return_dict=False)

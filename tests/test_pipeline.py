@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_model, seeded
+from conftest import FAMILIES, build_model, seeded
 from PIL import Image
 from transformers import pipeline
 
@@ -116,3 +116,13 @@ def test_an_image_processor_of_another_model_is_refused(folder, pipe):
         other.save_pretrained(folder)
         with pytest.raises(ValueError, match=f"`{name}` {value}, but the model has {own}"):
             pipeline("unconditional-image-generation", model=folder)
+
+
+def test_feature_extraction_gives_the_features_of_images_without_a_class(folder, pipe, family):
+    images = [Image.fromarray(np.random.default_rng(i).integers(256, size=(5, 6), dtype=np.uint8)) for i in (0, 1)]
+    network = FAMILIES[family].model_class.from_pretrained(folder)
+    extract = pipeline("image-feature-extraction", model=network, image_processor=pipe.image_processor, device="cpu")
+    features = extract(images, return_tensors=True)
+    levels = pipe.image_processor(images, return_tensors="pt")["pixel_values"]
+    expected = pipe.model.model(levels, class_ids=torch.tensor([-1, -1])).last_hidden_state
+    torch.testing.assert_close(torch.cat(features), expected)

@@ -10,9 +10,9 @@ class Facts:
     WEIGHT_SCALE = 1.5  # factor on fresh weights that makes levels neither certain nor uniform
     INITIAL_LOSS = 0.1  # relative distance from a uniform distribution that a fresh model may have
 
-    def hidden_sizes(self, config, height, width):
-        """Height and width of each hidden state."""
-        return [(height, width)] * config.num_hidden_layers
+    def hidden_shapes(self, config, height, width):
+        """Features, height and width of each hidden state: of what enters the first layer, and of what each gives."""
+        return [(config.hidden_size, height, width)] * (config.num_hidden_layers + 1)
 
     def seen(self, config, height, width, row, column, channel):
         """

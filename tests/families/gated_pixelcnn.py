@@ -3,6 +3,11 @@ from families.taps import left, own, rows_above, spread
 
 
 class GatedPixelCNN(Facts):
+    def hidden_shapes(self, config, height, width):
+        """The first layer reads the image."""
+        features = config.hidden_size if config.input_encoding == "embedding" else config.num_channels
+        return [(features, height, width), *super().hidden_shapes(config, height, width)[1:]]
+
     def seen(self, config, height, width, row, column, channel):
         channels, first, later = config.num_channels, config.first_kernel_size // 2, config.kernel_size // 2
         groups = config.num_channel_groups

@@ -6,11 +6,12 @@ class PixelCNNPP(Facts):
     WEIGHT_SCALE = 1.0
     INITIAL_LOSS = 0.2  # bells begin about as wide as the range, with much beyond its ends
 
-    def hidden_sizes(self, config, height, width):
-        """Up to a quarter of the image as it is continued, and down to the image."""
+    def hidden_shapes(self, config, height, width):
+        """Down to a quarter of the image as it is continued, and back to the image."""
         full = ((height + 3) // 4 * 4, (width + 3) // 4 * 4)
         half, quarter = (full[0] // 2, full[1] // 2), (full[0] // 4, full[1] // 4)
-        return [full, half, quarter, quarter, half, (height, width)]
+        sizes = [full, full, half, quarter, quarter, half, (height, width)]
+        return [(config.hidden_size, *size) for size in sizes]
 
     def seen(self, config, height, width, row, column, channel):
         pixels = seen_pixels(config.num_hidden_layers, height, width, row, column)
