@@ -20,9 +20,9 @@ from .modeling_causal_image import CausalImageModelingOutput, Family
 from .modeling_gated_pixelcnn import *
 from .modeling_pixelcnn import *
 from .modeling_pixelcnn_pp import *
-from .pictures_causal_image import image_grid
+from .pictures_causal_image import animation, image_grid
 from .pipeline_causal_image import PixelCNNImagePipeline, PixelCNNPipelineOutput
-from .preview_causal_image import LivePreview
+from .preview_causal_image import LivePreview, rows_as_drawn
 from .receptive_field_causal_image import receptive_field
 from .version import __version__
 
@@ -72,12 +72,14 @@ __all__ = [
     "PixelCNNImageProcessor",
     "PixelCNNPipelineOutput",
     "__version__",
+    "animation",
     "bits_per_dim",
     "compress",
     "decompress",
     "image_grid",
     "receptive_field",
     "register_family",
+    "rows_as_drawn",
 ]
 __all__ += modeling_gated_pixelcnn.__all__
 __all__ += modeling_pixelcnn.__all__

@@ -19,6 +19,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils.generic import TensorType
 
 from .configuration_causal_image import is_int
+from .pictures_causal_image import Pictures
 
 CHANNELS_FIRST, CHANNELS_LAST = ChannelDimension.FIRST.value, ChannelDimension.LAST.value
 
@@ -627,7 +628,7 @@ class PixelCNNImageProcessor(PilBackend):
                 `"pil"`, `"np"` or `"pt"`.
 
         Returns:
-            `"pil"`: a list of PIL images of mode L or RGB. `"np"`: uint8 numpy array
+            `"pil"`: a list of PIL images of mode L or RGB, which a notebook shows as a grid. `"np"`: uint8 numpy array
             `(batch, height, width, num_channels)`. `"pt"`: uint8 torch tensor `(batch, num_channels, height, width)`,
             on the device of `levels`.
 
@@ -651,7 +652,7 @@ class PixelCNNImageProcessor(PilBackend):
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
         if output_type == "np":
             return pixels
-        return [Image.fromarray(image[..., 0] if self.num_channels == 1 else image) for image in pixels]
+        return Pictures(Image.fromarray(image[..., 0] if self.num_channels == 1 else image) for image in pixels)
 
     def process_image(
         self,

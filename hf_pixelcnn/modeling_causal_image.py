@@ -604,6 +604,35 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         parameters, _ = self.distribution_parameters(pixel_values, class_ids)
         return self.output_distribution.log_prob(parameters, pixel_values)
 
+    def level_log_prob(
+        self,
+        pixel_values: torch.Tensor,
+        row: int,
+        column: int,
+        channel: int = 0,
+        *,
+        class_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""
+        What one dimension may be, given its past: the log-probability of each level, in nats.
+
+        Args:
+            pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`):
+                Integer levels; those of the dimension and of what comes after it play no part.
+            row (`int`), column (`int`), channel (`int`, defaults to 0): The dimension, counted from 0.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): As for `log_prob`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, num_levels)`; at the true level it is what `log_prob` gives there.
+
+        Raises:
+            ValueError, TypeError: As `log_prob`.
+            IndexError: If there is no such dimension.
+        """
+        parameters, _ = self.distribution_parameters(pixel_values, class_ids)
+        pixel = self.output_distribution.pixels(parameters)[:, row, column]
+        return self.output_distribution.level_logits(pixel, channel, pixel_values[:, :channel, row, column].long())
+
 
 class CausalImageModeling(CausalImageLikelihood, CausalImageGenerationMixin):
     r"""

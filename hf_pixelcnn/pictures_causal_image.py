@@ -1,15 +1,25 @@
-"""Levels as pictures, and pictures side by side."""
+"""Levels as pictures, pictures side by side, and pictures that move."""
 
+import io
 import math
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 
-from .image_processing_causal_image import PixelCNNImageProcessor
+
+class Pictures(list[Image.Image]):
+    """A list of images that a notebook shows as a grid."""
+
+    def _repr_png_(self) -> bytes | None:
+        if not self or len({(image.mode, image.size) for image in self}) > 1:
+            return None
+        file = io.BytesIO()
+        image_grid(self).save(file, "PNG")
+        return file.getvalue()
 
 
-def images_of(levels: torch.Tensor, processor: PixelCNNImageProcessor | None, num_levels: int) -> list[Image.Image]:
+def images_of(levels: torch.Tensor, processor, num_levels: int) -> list[Image.Image]:
     r"""
     Pictures of levels.
 
@@ -22,7 +32,7 @@ def images_of(levels: torch.Tensor, processor: PixelCNNImageProcessor | None, nu
     if processor is not None:
         return processor.post_process(levels)
     grey = levels[:, 0].float().mul(255 / (num_levels - 1)).round().to(torch.uint8)
-    return [Image.fromarray(image) for image in grey.cpu().numpy()]
+    return Pictures(Image.fromarray(image) for image in grey.cpu().numpy())
 
 
 def image_grid(
@@ -56,4 +66,24 @@ def image_grid(
     return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
 
 
-__all__ = ["image_grid", "images_of"]
+def animation(frames: Sequence[Image.Image], seconds: float = 3.0) -> bytes:
+    r"""
+    An animated GIF that plays again and again, and rests on its last frame for as long as the others take together.
+
+    Args:
+        frames (sequence of `PIL.Image.Image`): At least one, all of one size and mode.
+        seconds (`float`): From the first frame to the last, to a hundredth of a second per frame.
+
+    Raises:
+        ValueError: If there is no frame.
+    """
+    if not frames:
+        raise ValueError("An animation needs at least one frame.")
+    each = max(20, round(100 * seconds / len(frames)) * 10)  # milliseconds; browsers slow down below 20
+    file = io.BytesIO()
+    durations = [each] * (len(frames) - 1) + [each * len(frames)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return file.getvalue()
+
+
+__all__ = ["Pictures", "animation", "image_grid", "images_of"]

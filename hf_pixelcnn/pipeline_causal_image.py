@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 
 from .checks_causal_image import check_processor
 from .image_processing_causal_image import PixelCNNImageProcessor
+from .pictures_causal_image import Pictures
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
@@ -21,6 +22,8 @@ logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.l
 @dataclass
 class PixelCNNPipelineOutput(ModelOutput):
     r"""
+    A notebook shows it as a grid of its images.
+
     Args:
         images (`list[PIL.Image.Image]`, `np.ndarray` of shape `(n, height, width, channels)` or `torch.Tensor` of shape
             `(n, channels, height, width)`): The images, 8 bits per channel.
@@ -30,6 +33,14 @@ class PixelCNNPipelineOutput(ModelOutput):
 
     images: list[Image.Image] | np.ndarray | torch.Tensor | None = None
     effective_sample_size: torch.Tensor | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        images = self.images
+        if isinstance(images, torch.Tensor):
+            images = images.movedim(1, -1).cpu().numpy()
+        if isinstance(images, np.ndarray):
+            images = [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
+        return Pictures(images or [])._repr_png_()
 
 
 class PixelCNNImagePipeline(Pipeline):

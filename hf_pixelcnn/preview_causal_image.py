@@ -1,6 +1,8 @@
 """Pictures that grow while they are drawn."""
 
-from collections.abc import Callable
+import queue
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from PIL import Image
@@ -36,6 +38,7 @@ class LivePreview:
         num_images (`int`): Images of the request; with more than 64 only the first 64 are shown.
         image_size (`int` or `(height, width)`): Their size.
         every (`int`, defaults to 1): Show the picture after every so many rows.
+        columns (`int`, *optional*): Images in a row; by default about as many as rows.
         show (callable, *optional*): Called with each `PIL.Image.Image`; by default the notebook cell shows it.
 
     ```python
@@ -51,10 +54,11 @@ class LivePreview:
         image_size: int | tuple[int, int],
         every: int = 1,
         show: Callable[[Image.Image], None] | None = None,
+        columns: int | None = None,
     ):
         check_count("num_images", num_images)
         check_count("every", every)
-        self.processor, self.every = processor, every
+        self.processor, self.every, self.columns = processor, every, columns
         self.show = show_in_notebook() if show is None else show
         self.num_shown = min(num_images, 64)
         height, width = as_height_and_width(image_size)
@@ -74,7 +78,59 @@ class LivePreview:
     def image(self) -> Image.Image:
         """The grid as it is now, at least 320 pixels wide."""
         pixels = self.pixels.squeeze(-1) if self.pixels.shape[-1] == 1 else self.pixels
-        return image_grid([Image.fromarray(image) for image in pixels.numpy()], least_width=320)
+        return image_grid([Image.fromarray(image) for image in pixels.numpy()], self.columns, least_width=320)
 
 
-__all__ = ["LivePreview"]
+class _Stopped(Exception):  # noqa: N818
+    """Ends `generate` from its `streamer`."""
+
+
+def rows_as_drawn(model, **request) -> Iterator[tuple[slice, int, torch.Tensor]]:
+    r"""
+    `generate` as an iterator over finished rows, which whoever reads them may stop at any row.
+
+    The images are drawn by a thread of its own, which does not wait for the reader and ends with the row in work when
+    the iterator is closed (`close()`, or the end of its last reference).
+
+    Args:
+        model: A `...ForCausalImageModeling`.
+        request: The arguments of `generate` except `streamer`.
+
+    Yields:
+        What a `streamer` gets: which images (a `slice` of the request), the number of the row, and its levels,
+        `torch.LongTensor` `(n, channels, width)`.
+
+    Returns:
+        What `generate` returns, as the value of the `StopIteration`, which `yield from` gives.
+
+    Raises:
+        What `generate` raises.
+    """
+    rows: queue.SimpleQueue = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def streamer(*row):
+        if stopped.is_set():
+            raise _Stopped
+        rows.put(("row", row))
+
+    def draw():
+        try:
+            rows.put(("done", model.generate(streamer=streamer, **request)))
+        except BaseException as error:  # the reader raises it
+            rows.put(("error", error))
+
+    threading.Thread(target=draw, daemon=True).start()
+    try:
+        while True:
+            kind, value = rows.get()
+            if kind == "error":
+                raise value
+            if kind == "done":
+                return value
+            yield value
+    finally:
+        stopped.set()
+
+
+__all__ = ["LivePreview", "rows_as_drawn"]

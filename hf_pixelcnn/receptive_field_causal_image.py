@@ -8,6 +8,14 @@ from .checks_causal_image import check_draws
 from .configuration_causal_image import as_height_and_width, is_int
 from .masking_causal_image import CausalConv2d
 
+# What the pixels of an image are to one that is predicted, and colours for them.
+REGIONS = {
+    "future": "#ffffff",
+    "past out of reach": "#d9dde3",
+    "receptive field": "#4c8eda",
+    "blind spot": "#e4572e",
+    "predicted pixel": "#1d2433",
+}
 GRADIENT_AT_PIXEL = 1e200  # far above 1, so that even hundreds of layers do not round a gradient down to 0
 
 
@@ -108,4 +116,29 @@ def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.Ten
     return field
 
 
-__all__ = ["receptive_field"]
+def regions_of(seen: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    r"""
+    What each pixel of an image is to a predicted one.
+
+    Args:
+        seen (`torch.BoolTensor` of shape `(height, width)`): The pixels that the prediction sees.
+        row (`int`), column (`int`): The predicted pixel.
+
+    Returns:
+        `torch.LongTensor` of shape `(height, width)`: Indices into `REGIONS`. The blind spot is the part of the past
+        that lies within reach, no higher and no further to either side than what is seen, and is not seen.
+    """
+    height, width = seen.shape
+    past = torch.arange(height * width).view(height, width) < row * width + column
+    found = past.long()
+    rows, columns = seen.nonzero().T
+    if len(rows):
+        reach = int((columns - column).abs().max())
+        within_reach = found[int(rows.min()) :, max(0, column - reach) : column + reach + 1]
+        within_reach *= list(REGIONS).index("blind spot")
+    found[seen] = list(REGIONS).index("receptive field")
+    found[row, column] = list(REGIONS).index("predicted pixel")
+    return found
+
+
+__all__ = ["REGIONS", "receptive_field", "regions_of"]

@@ -134,7 +134,7 @@ def test_the_picture_shows_field_and_blind_spot(tmp_path, capsys):
         build_model(name, first_kernel_size=3, num_hidden_layers=depth).config.save_pretrained(tmp_path / name)
     config = script.AutoConfig.from_pretrained(tmp_path / "pixelcnn")
     future, beyond, seen, blind, pixel = range(5)
-    assert script.regions(script.unclipped_field(config, 0)).tolist() == [
+    assert script.regions_of(script.unclipped_field(config, 0), 3, 3).tolist() == [
         [beyond] * 7,
         [beyond, seen, seen, seen, seen, seen, beyond],
         [beyond, seen, seen, seen, seen, blind, beyond],

@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from command_line import CommandLineParser, one_line_errors
 from transformers import AutoConfig, AutoModel
 
-from hf_pixelcnn import receptive_field
+from hf_pixelcnn.receptive_field_causal_image import REGIONS, receptive_field, regions_of
 from hf_pixelcnn.training import InputError, draw_regions
 
-REGIONS = ["future", "past out of reach", "receptive field", "blind spot", "predicted pixel"]
-COLOURS = ["#ffffff", "#d9dde3", "#4c8eda", "#e4572e", "#1d2433"]
 MOST_PIXELS = 96  # to each side of the predicted one
 
 
@@ -50,21 +48,6 @@ def unclipped_field(config, channel: int) -> torch.Tensor:
         margin = min(2 * margin, MOST_PIXELS)
 
 
-def regions(seen: torch.Tensor) -> torch.Tensor:
-    """The region of each pixel around the middle of the last row, as indices into `REGIONS`: `(n + 1, 2 n + 1)`."""
-    height, width = seen.shape
-    middle = width // 2
-    past = torch.arange(height * width).view(height, width) < (height - 1) * width + middle
-    rows, columns = seen.nonzero().T
-    found = past.long()
-    if len(rows):
-        reach = int((columns - middle).abs().max())
-        found[int(rows.min()) :, middle - reach : middle + reach + 1] *= REGIONS.index("blind spot")
-    found[seen] = REGIONS.index("receptive field")
-    found[-1, middle] = REGIONS.index("predicted pixel")
-    return found
-
-
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(ReceptiveFieldArguments).parse(arguments)
@@ -80,10 +63,10 @@ def main(arguments: list[str] | None = None):
     panels = {}
     for name, seen in fields.items():
         missing = most - len(seen)
-        panels[name] = regions(F.pad(seen, (missing, missing, missing, 0)))
+        panels[name] = regions_of(F.pad(seen, (missing, missing, missing, 0)), most - 1, most - 1)
         counts = panels[name].flatten().bincount(minlength=len(REGIONS)).tolist()
         print(f"{name}: {counts[2]} pixels in the receptive field, {counts[3]} in the blind spot")
-    draw_regions(panels, dict(zip(REGIONS, COLOURS, strict=True)), args.output)
+    draw_regions(panels, REGIONS, args.output)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,12 @@ A picture of completions has a row for each image: the image, what is given of i
 `--mask` says what is given: `upper` or `left`, half of the image; `upper:10` or `left:10`, ten rows or columns; `box`,
 all but the middle, or `box:TOP,LEFT,HEIGHT,WIDTH`, all but that box; or a picture, whose light pixels are given. Where
 something is given below or to the right of what is drawn, `--num_resamples` makes the completions fit it.
+
+An `--output` that ends in `.gif` shows up to 64 new images growing row by row.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +28,7 @@ from accelerate.utils import gather
 from command_line import CommandLineParser, one_line_errors
 from PIL import Image
 
+from hf_pixelcnn import LivePreview, animation
 from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.checks_causal_image import class_ids_of
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
@@ -39,13 +43,14 @@ from hf_pixelcnn.training import (
     load_model,
     load_split,
     save_picture,
+    written_beside,
 )
 
 
 @dataclass
 class SamplingArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
-    output: str = field(default="samples.png", metadata={"help": "PNG file to write."})
+    output: str = field(default="samples.png", metadata={"help": "PNG file to write, or GIF."})
     num_images: int = field(default=16, metadata={"help": "Images; with --complete, completions of each image."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise; the same seed draws the same images."})
     class_id: str | None = field(
@@ -206,8 +211,25 @@ def draw_picture(args: SamplingArguments, config, processor, given: Given | None
     images = images_of(levels, processor, config.num_levels)
     if given is not None:
         return completion_grid(images_of(given.levels, processor, config.num_levels), given.known, images)
+    return image_grid(images, columns_of(args, config))
+
+
+def columns_of(args: SamplingArguments, config) -> int | None:
+    """Images in a row: as asked for, or one of each class where they come in turn."""
     classes_in_turn = config.num_classes if args.class_id is None else 0
-    return image_grid(images, args.columns or classes_in_turn or None)
+    return args.columns or classes_in_turn or None
+
+
+def preview_of(args: SamplingArguments, config, processor, total: int) -> tuple[LivePreview, list[Image.Image]]:
+    """What collects the frames of an animation, and where it puts them."""
+    if args.complete or args.num_resamples or total > 64 or processor is None or PartialState().num_processes > 1:
+        raise InputError(
+            "--output: a .gif shows at most 64 new images, not completions, drawn by one process and a model with an "
+            "image processor; give a name that ends in .png."
+        )
+    frames: list[Image.Image] = []
+    size = args.image_size or config.image_size
+    return LivePreview(processor, total, size, show=frames.append, columns=columns_of(args, config)), frames
 
 
 def check_arguments(args: SamplingArguments):
@@ -232,6 +254,9 @@ def main(arguments: list[str] | None = None):
     total = args.num_images * (1 if given is None else len(given.levels))
     class_ids = choose_classes(args, config, given, total)
     request = request_for(args, given, class_ids, model.device)
+    frames = []
+    if is_animated := Path(args.output).suffix.lower() == ".gif":
+        request["streamer"], frames = preview_of(args, config, processor, total)
     try:
         levels, sample_size = draw_share(model, total, torch.Generator().manual_seed(args.seed), **request)
     except (ValueError, TypeError) as error:  # how `generate` refuses a request
@@ -240,8 +265,12 @@ def main(arguments: list[str] | None = None):
     PartialState().destroy_process_group()
     if not is_main:
         return
-    picture = draw_picture(args, config, processor, given, levels)
-    save_picture(picture, args.output, seed=args.seed, model=args.model)
+    if is_animated:
+        with written_beside(args.output) as beside:
+            beside.write_bytes(animation(frames))
+    else:
+        picture = draw_picture(args, config, processor, given, levels)
+        save_picture(picture, args.output, seed=args.seed, model=args.model)
     if args.num_resamples is not None:
         print(
             f"effective sample size of {args.num_resamples} candidates: mean {sample_size.mean():.1f}, "
