@@ -1,6 +1,7 @@
 """Training: sums and averages that must be exact, runs that continue where they stopped, and the scripts."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,6 @@ from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
-import hf_pixelcnn
 from hf_pixelcnn import (
     GatedPixelCNNConfig,
     GatedPixelCNNForCausalImageModeling,
@@ -387,6 +387,13 @@ def test_train_leaves_a_model_a_processor_results_and_pictures(trained, tmp_path
     assert results["num_parameters"] == model.num_parameters()
     assert Image.open(trained / "samples.png").size[0] >= 480
     assert Image.open(trained / "loss_curve.png").size[0] >= 480
+    assert (results["num_processes"], results["images_per_step"]) == (1, 8)
+    assert {path.name for path in trained.iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"),
+        *("results.json", "recipe.yaml", "samples.png", "loss_curve.png", "run"),
+    }  # the model's; no source files, and nothing of the run
+    assert {path.name for path in (trained / "run").iterdir()} == {"checkpoint-6", "checkpoint-12"}
+    assert not list((trained / "run").rglob("*.py"))
 
 
 @pytest.mark.parametrize("batch_size", ["3", "100"])
@@ -532,7 +539,10 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path, digits_words):
     run_two_processes(*script, output=two)
     train.main([*words, "--output_dir", str(one), "--per_device_train_batch_size", "8"])
     assert_same(load_file(two / "model.safetensors"), load_file(one / "model.safetensors"), rtol=1e-5, atol=1e-6)
-    logs = [json.loads((run / "checkpoint-12" / "trainer_state.json").read_text())["log_history"] for run in (two, one)]
+    logs = [
+        json.loads((run / "run" / "checkpoint-12" / "trainer_state.json").read_text())["log_history"]
+        for run in (two, one)
+    ]
     assert len(train_losses(logs[1])) == 12
     assert train_losses(logs[0]) == pytest.approx(train_losses(logs[1]), rel=1e-5)
     evaluations = [[row["eval_loss"] for row in log if "eval_loss" in row] for log in logs]  # of seven images
@@ -564,6 +574,58 @@ def test_training_continues_with_a_given_model(tmp_path, trained, digits_words):
     train.main([*words, "--output_dir", str(tmp_path / "run")])
     assert_same(load_file(tmp_path / "run" / "model.safetensors"), load_file(trained / "model.safetensors"))
     assert AutoImageProcessor.from_pretrained(tmp_path / "run").threshold == 99
+
+
+def test_training_starts_from_a_model_of_other_sizes_and_classes(tmp_path, digits_words, capsys):
+    model = gated_model(num_levels=2, num_classes=2, image_size=8, id2label={0: "ant", 1: "bee"})
+    model.save_pretrained(tmp_path / "start")
+    PixelCNNImageProcessor(num_levels=2, binarization="threshold", size=8).save_pretrained(tmp_path / "start")
+    data = digits_words[: digits_words.index("--image_size")]
+    words = [*data, "--model_name_or_path", str(tmp_path / "start"), "--max_steps", "1", "--image_size", "6", "9"]
+    words += ["--num_samples", "2", "--disable_tqdm", "true", "--learning_rate", "1e-9"]
+    message = one_line_error(train.main, [*words, "--output_dir", tmp_path / "run"])
+    assert "has classes that the model lacks: 0, 1" in message
+    assert message.endswith("with the classes of the data set in place of its own, give --class_conditional true.")
+    capsys.readouterr()
+    train.main([*words, "--class_conditional", "true", "--output_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "images of 6×9 in place of 8×8; 10 classes (0, 1, 2, 3, 4, ...) in place of 2; weights that start" in said
+    before, after = re.findall(r"step (?:0|1) of 1, .*test\[:7\] ([\d.]+) bits/dim", said)
+    assert before == after  # at a learning rate of nearly nothing; the first is from before the first step
+    tuned, start = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "start"))
+    news = {name for name in start if start[name].shape != tuned[name].shape}
+    assert news
+    assert all("class_embedding" in name and name in said for name in news)
+    assert_same(*({k: v for k, v in x.items() if k not in news} for x in (tuned, start)), rtol=0, atol=1e-6)
+    assert AutoModel.from_pretrained(tmp_path / "run").config.image_size == [6, 9]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["num_dims"] == 7 * 54
+
+
+def test_each_epoch_has_a_line_and_a_resumed_run_counts_all_its_seconds(tmp_path, digits_words, capsys):
+    run = tmp_path / "run"
+    words = [*digits_words, "--binarization", "threshold", "--use_cpu", "true", "--output_dir", str(run)]
+    words += ["--train_split", "train[:45]", "--logging_steps", "2"]
+    train.main([*words, "--num_train_epochs", "2"])
+    said = capsys.readouterr().out
+    assert "1 process, 8 images per step: 8 per process × 1 × 1 accumulated." in said
+    assert "Of the 45 images, 5 that do not fill a batch are left out of each epoch, others each time" in said
+    log = json.loads((run / "run" / "checkpoint-10" / "trainer_state.json").read_text())["log_history"]
+    lines = re.findall(r"^epoch (\d), step (\d+) of 10, \d+ s: training ([\d.]+) bits/dim, (.*)$", said, re.MULTILINE)
+    assert [line[:2] for line in lines] == [("1", "5"), ("2", "10")]
+    for epoch, (_, _, training_bits, evaluation) in enumerate(lines, 1):
+        steps = {row["step"]: row["loss"] for row in log if "loss" in row and epoch - 1 < row["epoch"] <= epoch}
+        ends = [5 * (epoch - 1), *sorted(steps)]
+        mean = sum(steps[end] * (end - before) for before, end in itertools.pairwise(ends)) / 5
+        assert float(training_bits) == pytest.approx(mean / math.log(2), abs=1e-4)
+        score_of_epoch = next(row for row in log if row["epoch"] == epoch and "eval_loss" in row)
+        assert evaluation == f"test[:7] {score_of_epoch['eval_bits_per_dim']:.4f} bits/dim"
+
+    state = run / "run" / "checkpoint-10" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    content["log_history"][-1]["seconds"] += 1000
+    state.write_text(json.dumps(content))
+    train.main([*words, "--num_train_epochs", "3", "--resume_from_checkpoint", "last"])
+    assert 1000 < json.loads((run / "results.json").read_text())["training_seconds"] < 1600
 
 
 def test_a_model_is_fine_tuned_as_a_classifier(tmp_path, digits_words):
@@ -620,81 +682,6 @@ def test_classes_that_the_model_lacks_are_noticed_before_training(tmp_path, digi
         training.check_classes_of(images, "train", 10)
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
-    parser = train.CommandLineParser([train.DataArguments, train.ModelArguments, PixelCNNTrainingArguments])
-    # whether bf16 and compilation are there is a question of the machine
-    words = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--torch_compile", "false"]
-    data_args, model_args, args = parser.parse(words)
-    num_levels, num_channels = 2 if data_args.binarization else 256, 1 if "mnist" in data_args.dataset else 3
-    names = None if model_args.generative_weight is None else ["cat", "dog"]
-    train.new_model(model_args, names, num_levels=num_levels, num_channels=num_channels, image_size=8)
-    assert 1e-4 < args.learning_rate < 1e-2  # a number, not a word
-    header = recipe.read_text()
-    assert f"--config training/configs/{recipe.name}" in header
-    for word in ("Hardware:", "Time:", "Score on"):
-        assert word in header
-
-
-def parse_recipe(folder, text, *words):
-    (folder / "recipe.yaml").write_text(text)
-    parser = train.CommandLineParser([train.DataArguments, train.ModelArguments, PixelCNNTrainingArguments])
-    return parser.parse(["--config", str(folder / "recipe.yaml"), "--output_dir", str(folder), *words])
-
-
-def test_values_of_a_recipe_have_the_types_of_their_arguments(tmp_path):
-    text = (
-        "dataset: digits\nstreaming: true\ncenter_crop: 'no'\nnum_levels: '16'\nweight_norm: false\n"
-        "generative_weight: 1\nlearning_rate: 1e-3\nwarmup_steps: 0.5\nseed: null\nlabel_names: [labels, names]\n"
-        "lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 6000, decay_type: 1-sqrt}\n"
-        "include_for_metrics: loss\nreport_to: []\nsave_steps: 7\ndataloader_drop_last: false\n"
-    )
-    data_args, model_args, args = parse_recipe(tmp_path, text, "--save_steps", "9", "--streaming", "false")
-    assert (data_args.dataset, data_args.streaming, data_args.center_crop) == ("digits", False, False)
-    assert (model_args.num_levels, model_args.weight_norm) == (16, False)
-    assert isinstance(model_args.generative_weight, float)
-    assert (args.learning_rate, args.warmup_steps, args.seed, args.save_steps) == (1e-3, 0.5, 42, 9)
-    assert (args.label_names, args.include_for_metrics, args.report_to) == (["labels", "names"], ["loss"], [])
-    assert args.lr_scheduler_kwargs == {"num_decay_steps": 6000, "decay_type": "1-sqrt"}
-    assert args.dataloader_drop_last is False
-
-
-def test_a_value_of_another_type_in_a_recipe_is_refused_by_the_name_of_its_key(tmp_path):
-    cases = [
-        ("num_levles: 4", "unknown key 'num_levles' in"),
-        ("3: 4", "unknown key 3 in"),
-        ("num_levels: many", "must be int, got 'many'"),
-        ("num_levels: 2.5", "must be int, got 2.5"),
-        ("num_levels: true", "must be int, got True"),
-        ("num_levels: [2]", r"must be int, got \[2\]"),
-        ("learning_rate: fast", "must be float, got 'fast'"),
-        ("learning_rate: true", "must be float, got True"),
-        ("dataset: 3", r"must be str \(in quotes .*\), got 3"),
-        ("bf16: 3", "must be bool, got 3"),
-        ("bf16: maybe", "must be bool, got 'maybe'"),
-        ("label_names: [3]", r"must be list\[str\], got \[3\]"),
-        ("lr_scheduler_kwargs: [1]", r"must be dict or str .* got \[1\]"),
-        ("eval_strategy: no", r"must be str \(in quotes .*\), got False"),
-        ("logging_strategy: no", r"must be one of no, steps, epoch \(in quotes .*\), got False"),
-        ("logging_strategy: night", "must be one of no, steps, epoch .* got 'night'"),
-    ]
-    for line, message in cases:
-        expected = message if message.startswith("unknown") else f"`{line.split(':')[0]}` in .*recipe.yaml {message}"
-        with pytest.raises(InputError, match=expected):
-            parse_recipe(tmp_path, f"{line}\n")
-        with pytest.raises(InputError, match=expected):  # also where the command line would override it
-            parse_recipe(tmp_path, f"{line}\n", "--num_levels", "4", "--learning_rate", "1", "--dataset", "digits")
-
-
-def test_a_recipe_gives_arguments_that_are_needed(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("model: here\nsplit: train\n")
-    words = ["--dataset", "digits", f"--config={tmp_path / 'recipe.yaml'}"]
-    (args,) = score.CommandLineParser(score.EvaluationArguments).parse(words)
-    assert (args.model, args.dataset, args.split) == ("here", "digits", "train")
-    with pytest.raises(InputError, match="`--config` needs the path of a YAML file"):
-        score.CommandLineParser(score.EvaluationArguments).parse(["--config", "--dataset", "digits"])
-
-
 def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, trained):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("num_levles: 4\n")
@@ -714,14 +701,22 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
         "--generative_weight needs a model with classes": [*data, "--generative_weight", "0.5"],
         "--mutation_rate cannot go with": [*data, "--mutation_rate", "0.1", "--generative_weight", "0.5"],
         "--class_dropout cannot go with": [*data, "--class_dropout", "0.1", "--generative_weight", "0.5"],
-        "unknown --model_type 'pixelrnn'": [*data, "--model_type", "pixelrnn"],
+        "argument --model_type: invalid choice: 'pixelkan'": [*data, "--model_type", "pixelkan"],
         "`hidden_size` must be divisible": [*data, "--hidden_size", "5"],
         "`num_levels` must be an integer from 2 to 256": [*data, "--num_levels", "1000"],
         "6 images, less than a batch of 8": data,
         "no complete checkpoint": [*data, "--resume_from_checkpoint", "last"],
         "is not a checkpoint": [*data, "--resume_from_checkpoint", tmp_path / "nowhere"],
         "has hidden_size=8, this run 16": [
-            *[*data, "--hidden_size", "16", "--num_levels", "2", "--resume_from_checkpoint", trained / "checkpoint-6"],
+            *[
+                *data,
+                "--hidden_size",
+                "16",
+                "--num_levels",
+                "2",
+                "--resume_from_checkpoint",
+                trained / "run" / "checkpoint-6",
+            ],
             *[*TINY[2:], "--image_size", "8", "--per_device_train_batch_size", "2"],
         ],
         "`ema_decay` must be in [0, 1)": [*data, "--ema_decay", "1.5"],
@@ -734,7 +729,6 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
         "cannot load a classifier": [*data, "--model_name_or_path", trained, "--generative_weight", "0.5"],
         "--hidden_size cannot go with": [*data, "--model_name_or_path", trained, "--hidden_size", "4"],
         "--model_type cannot go with": [*data, "--model_name_or_path", trained, "--model_type", "pixelcnn"],
-        "is a model without classes": [*data, "--model_name_or_path", trained, "--class_conditional", "true"],
         "--binarization is for images, column 'grid'": [
             *["--dataset", codes, "--eval_split", "train", "--num_levels", "300", "--binarization", "threshold"],
         ],
@@ -811,7 +805,7 @@ def test_a_checkpoint_of_the_model_alone_is_not_resumed(tmp_path, digits_words):
     train.main([*words, "--max_steps", "1", "--save_only_model", "true"])
     message = one_line_error(train.main, [*words, "--max_steps", "2", "--resume_from_checkpoint", "last"])
     assert "checkpoint-1 was saved with --save_only_model true" in message
-    assert f"--model_name_or_path {run / 'checkpoint-1'}" in message
+    assert f"--model_name_or_path {run / 'run' / 'checkpoint-1'}" in message
 
 
 def test_no_script_imports_the_library_that_has_the_name_of_a_script():
@@ -894,37 +888,6 @@ def test_a_stream_that_cannot_be_used_is_answered_in_one_line(tmp_path, digits_w
         assert message in one_line_error(train.main, [*words, "--train_split", split])
 
 
-def test_every_field_of_every_config_is_an_option():
-    options = {option[0]: option[1] for option in train.config_options(set())}
-    assert options.keys() <= train.ModelArguments.__dataclass_fields__.keys()
-    for family in hf_pixelcnn.FAMILIES.values():
-        names = {config_field.name for config_field in family.config_class.own_fields()} - {"format_version"}
-        assert names <= options.keys()
-    assert options["weight_norm"] == bool | None
-    assert options["hidden_size"] == options["num_logistic_mix"] == int | None
-    assert options["dropout"] == float | None
-
-
-def test_a_field_goes_to_the_config_of_a_family_that_has_it():
-    (arguments,) = train.CommandLineParser([train.ModelArguments]).parse(
-        ["--model_type", "pixelcnn_pp", "--weight_norm", "false", "--hidden_size", "8", "--num_hidden_layers", "1"]
-    )
-    model = train.new_model(arguments, None)
-    assert model.config.weight_norm is False
-    assert not [name for name, _ in model.named_parameters() if name.endswith("gain")]
-    arguments.model_type = "gated_pixelcnn"
-    with pytest.raises(InputError, match="--weight_norm is for pixelcnn_pp; a gated_pixelcnn has no such field"):
-        train.new_model(arguments, None)
-
-
-def test_a_new_classifier_has_no_dropout_unless_asked_for():
-    words = ["--model_type", "pixelcnn_pp", "--output_distribution", "logistic_mixture", "--generative_weight", "0.5"]
-    words += ["--hidden_size", "8", "--num_hidden_layers", "1"]
-    for more, dropout in (([], 0.0), (["--dropout", "0.2"], 0.2)):
-        (arguments,) = train.CommandLineParser([train.ModelArguments]).parse([*words, *more])
-        assert train.new_model(arguments, ["a", "b"]).config.dropout == dropout
-
-
 def test_a_loss_that_is_not_finite_ends_the_training(digits_words, tmp_path):
     words = [*digits_words, "--learning_rate", "1e30", "--logging_steps", "1", "--output_dir", tmp_path / "run"]
     message = one_line_error(train.main, [*words, "--max_grad_norm", "0", "--eval_strategy", "no"])
@@ -938,7 +901,7 @@ def test_what_would_have_no_effect_is_refused(digits_words, tmp_path):
         (["--bf16_full_eval", "true"], "`bf16_full_eval` cannot be used"),
         (["--num_levels", "0"], "`num_levels` must be an integer from 2 to 256, got 0"),
         (["--num_channels", "0"], "`num_channels` must be 1"),
-        (["--image_size", "0"], "with positive integers"),
+        (["--image_size", "0"], "--image_size must be one or two positive integers, height and width, got 0."),
     ]
     for words, message in cases:
         assert message in one_line_error(train.main, [*digits_words, *words, "--output_dir", tmp_path / "run"])

@@ -1,36 +1,92 @@
-"""Command lines: dataclass parsers, recipes in YAML, and errors of one line."""
+"""
+Command lines: dataclass parsers, recipes in YAML, and errors of one line.
+
+Nothing here imports torch, which takes seconds: a script reads its command line first, and a typo is answered at once.
+"""
 
 import argparse
+import difflib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
-from hf_pixelcnn.configuration_causal_image import is_int
-from hf_pixelcnn.training.errors import InputError
+
+class CommandLineError(Exception):
+    """A command line or a recipe cannot be used; the message says what is wrong and what would work."""
+
+
+class _OneSpelling:
+    """Adds each option by one name: without the `--with-hyphens` and `--no_...` that `HfArgumentParser` adds."""
+
+    def __init__(self, parser):
+        self.parser = parser
+
+    def add_argument(self, name: str, *aliases: str, **options):
+        if options.get("action") == "store_false":
+            return
+        if options.get("type") is string_to_bool:
+            options["metavar"] = "true|false"
+        self.parser.add_argument(name, **options)
+
+
+class _HelpOnAll(argparse.Action):
+    """`--help_all`: the help with the options that `--help` leaves out."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.on_demand = frozenset()
+        parser.print_help()
+        parser.exit()
 
 
 class CommandLineParser(HfArgumentParser):
     r"""
-    `HfArgumentParser` whose errors are one line instead of a page of usage. `--config` names a recipe, a YAML file: its
-    values replace the defaults, and its text is then in `recipe`. Use a parser for one command line only.
+    `HfArgumentParser` whose options have one spelling each, and whose errors are one line instead of a page of usage.
+    `--config` names a recipe, a YAML file: its values replace the defaults, and its text is then in `recipe`. Use a
+    parser for one command line only.
+
+    Args:
+        dataclass_types: As in `HfArgumentParser`.
+        on_demand (collection of `str`, *optional*): Options that only `--help_all` shows.
+        kwargs: As in `argparse`.
     """
 
     recipe: str | None = None
 
-    def __init__(self, dataclass_types=None, **kwargs):
+    def __init__(self, dataclass_types=None, on_demand: Collection[str] = (), **kwargs):
+        if dataclass_types is not None:
+            kwargs.setdefault("usage", "%(prog)s [--option value ...]")
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.on_demand = on_demand
         if self.dataclass_types:
             text = "Recipe: a YAML file of values of these arguments, which the command line overrides."
             self.add_argument("--config", metavar="FILE", help=text)
+        if on_demand:
+            text = f"Show also {len(on_demand)} options that are seldom needed, and exit."
+            self.add_argument("--help_all", action=_HelpOnAll, nargs=0, default=argparse.SUPPRESS, help=text)
+
+    @staticmethod
+    def _parse_dataclass_field(parser, field):
+        HfArgumentParser._parse_dataclass_field(_OneSpelling(parser), field)
+
+    def format_help(self) -> str:
+        texts = {action: action.help for action in self._actions if action.dest in self.on_demand}
+        for action in texts:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, text in texts.items():
+                action.help = text
 
     def error(self, message: str):
-        raise InputError(message)
+        raise CommandLineError(message)
 
     def parse(self, arguments: list[str] | None = None) -> tuple:
         r"""
@@ -40,16 +96,19 @@ class CommandLineParser(HfArgumentParser):
             arguments (`list[str]`, *optional*): Words of the command line, `sys.argv[1:]` by default.
 
         Raises:
-            InputError: If an argument or a key of the recipe is unknown, or a value cannot be read.
+            CommandLineError: If an argument or a key of the recipe is unknown, or a value cannot be read.
         """
         try:
             *parsed, unknown = self.parse_args_into_dataclasses(
                 arguments, look_for_args_file=False, return_remaining_strings=True
             )
         except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse
-            raise InputError(str(error)) from error
+            raise CommandLineError(str(error)) from error
         if unknown:
-            raise InputError(f"unknown argument {unknown[0]!r}; `--help` lists all.")
+            word = unknown[0].split("=")[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            everything = "--help_all" if self.on_demand else "--help"
+            raise CommandLineError(f"unknown argument {word!r}{nearest(word, options)}; `{everything}` lists all.")
         return tuple(parsed)
 
     def parse_known_args(self, args=None, namespace=None):
@@ -71,34 +130,45 @@ class CommandLineParser(HfArgumentParser):
         for kind in self.dataclass_types:
             types = get_type_hints(kind)
             hints |= {field.name: types[field.name] for field in fields(kind) if field.init}
-        actions = {action.dest: action for action in reversed(self._actions)}  # the first of a name: not `--no_...`
+        actions = {action.dest: action for action in self._actions}
         for key, value in self.read_recipe(path).items():
             if key not in hints:
-                raise InputError(f"unknown key {key!r} in {path}; keys are the names of arguments, see `--help`.")
+                near = nearest(str(key), hints)
+                raise CommandLineError(
+                    f"unknown key {key!r} in {path}{near}; keys are the names of arguments, see `--help`."
+                )
             if value is None:
                 continue
             action, kinds = actions[key], types_in(hints[key])
             try:
                 self.set_defaults(**{key: typed(value, action, kinds)})
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                raise InputError(f"`{key}` in {path} must be {described(action, kinds)}, got {value!r}.") from error
+                raise CommandLineError(
+                    f"`{key}` in {path} must be {described(action, kinds)}, got {value!r}."
+                ) from error
             action.required = False
 
     def read_recipe(self, path: str) -> dict:
         """The content of a recipe, whose text is kept."""
         if not path:
-            raise InputError("`--config` needs the path of a YAML file.")
+            raise CommandLineError("`--config` needs the path of a YAML file.")
         try:
             with open(path, encoding="utf-8") as file:
                 self.recipe = file.read()
             recipe = yaml.safe_load(self.recipe) or {}
         except OSError as error:
-            raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
+            raise CommandLineError(f"cannot read the recipe {path}: {error.strerror}.") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not valid YAML: {error}") from error
+            raise CommandLineError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(recipe, dict):
-            raise InputError(f"{path} must hold `key: value` pairs, got a {type(recipe).__name__}.")
+            raise CommandLineError(f"{path} must hold `key: value` pairs, got a {type(recipe).__name__}.")
         return recipe
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Which known word is nearest, in words; nothing if none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f", the nearest is {found[0]}" if found else ""
 
 
 def types_in(hint) -> list:
@@ -113,7 +183,8 @@ def fits(value: object, kind) -> bool:
     if origin is list:
         return isinstance(value, list) and all(fits(item, of[0]) for item in value)
     if origin in (int, float):
-        return is_int(value) or (origin is float and isinstance(value, float))
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        return is_int or (origin is float and isinstance(value, float))
     return isinstance(origin, type) and isinstance(value, origin)
 
 
@@ -152,14 +223,23 @@ def described(action: argparse.Action, kinds: list) -> str:
     return f"{text} (in quotes where YAML would read something else)" if is_word else text
 
 
+def is_told_in_one_line(error: Exception) -> bool:
+    """Whether an error is about what was asked for: of the command line, the package, or a file or folder."""
+    errors = sys.modules.get("hf_pixelcnn.training.errors")  # not imported: then none of its errors was raised
+    kinds = (CommandLineError, OSError) if errors is None else (CommandLineError, OSError, errors.InputError)
+    return isinstance(error, kinds)
+
+
 def one_line_errors(main: Callable) -> Callable:
-    """Let `main` end with exit code 1 and one line on stderr on an [`InputError`] or `OSError`."""
+    """Let `main` end with exit code 1 and one line on stderr on an error [`is_told_in_one_line`]."""
 
     @functools.wraps(main)
     def wrapped(arguments: list[str] | None = None):
         try:
             return main(arguments)
-        except (InputError, OSError) as error:  # OSError: a folder or file cannot be written
+        except Exception as error:
+            if not is_told_in_one_line(error):
+                raise
             sys.exit("error: " + " ".join(str(error).split()))
 
     return wrapped

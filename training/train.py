@@ -10,22 +10,28 @@ A recipe holds values for any of the arguments (`--help`); the command line over
 With `--generative_weight` a class-conditional model is trained as a classifier by Bayes' rule. It remains a model of
 images, and its likelihood is what is evaluated (`training/score.py --classify true` tells how well it classifies).
 
-The output folder gets the model (with `--ema_decay`, the averaged one) and its image processor, to be loaded with
-`AutoModel` and `AutoImageProcessor`; `results.json`, the score of the whole evaluation split, computed in float32 from
-the saved files; `recipe.yaml`, `samples.png`, `loss_curve.png`; and a `checkpoint-N` for each epoch, from which
-`--resume_from_checkpoint last` continues exactly (a finished run only if there are now more steps or epochs to do). A
-folder that holds another run is left alone.
+The output folder gets what belongs to the model: its files (with `--ema_decay`, the averaged weights) and its image
+processor, to be loaded with `AutoModel` and `AutoImageProcessor`; `results.json`, the score of the whole evaluation
+split, computed in float32 from the saved files; `recipe.yaml`, `samples.png`, `loss_curve.png`. What belongs to the run
+is in its folder `run`: a `checkpoint-N` for each epoch, from which `--resume_from_checkpoint last` continues exactly (a
+finished run only if there are now more steps or epochs to do), and what `--report_to` writes. A folder that holds
+another run is left alone.
 """
 
 import itertools
 import math
 import os
-import time
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
-from command_line import CommandLineParser, one_line_errors
+from command_line import one_line_errors
+from train_arguments import DataArguments, ModelArguments, Request, read_arguments
+
+if __name__ == "__main__":
+    one_line_errors(read_arguments)()  # before the imports that take seconds: a typo is answered at once
+
+from accelerate import PartialState
 from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
@@ -39,6 +45,7 @@ from transformers import (
 
 from hf_pixelcnn import FAMILIES, PixelCNNImageProcessor
 from hf_pixelcnn.training import (
+    EpochLines,
     InputError,
     LevelDataset,
     LevelStream,
@@ -63,110 +70,20 @@ from hf_pixelcnn.training import (
     names_in,
     num_channels_of,
     run_facts,
+    say_epochs,
     score,
     stored,
     write_json,
     write_text,
 )
-from hf_pixelcnn.training.trainer import WeightAverage
+from hf_pixelcnn.training.trainer import WeightAverage, seconds_of
 
 INIT_IMAGES = 64  # to which weight-normalised layers are fitted before training
-OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png", "loss_curve.png")
 
 
 def field_names(config_class: type) -> set[str]:
     """Names of the fields that describe a model."""
     return {config_field.name for config_field in config_class.own_fields()}
-
-
-def config_options(known: set[str]) -> list[tuple]:
-    r"""
-    Options for every field of the configs of all families, as fields of a dataclass; `None` means not given.
-
-    Args:
-        known (`set[str]`): Fields that have an option of their own.
-    """
-    options = {}
-    for family in FAMILIES.values():
-        for config_field in family.config_class.own_fields():
-            if config_field.name not in known | {"format_version"}:
-                types = get_args(config_field.type) or (config_field.type,)
-                kind = next((kind for kind in (bool, float, int) if kind in types), str)
-                options[config_field.name] = (config_field.name, kind | None, field(default=None))
-    return list(options.values())
-
-
-@dataclass
-class DataArguments:
-    dataset: str | None = field(default=None, metadata={"help": "Data set: an id on the Hub or a local folder."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on, e.g. train[:50000]."})
-    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on, e.g. train[50000:]."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of images, if there are several."})
-    class_column: str | None = field(default=None, metadata={"help": "Column of classes, if there are several."})
-    binarization: str | None = field(
-        default=None,
-        metadata={"help": "Make two levels: threshold or stochastic (drawn anew in each epoch)."},
-    )
-    threshold: int | None = field(default=None, metadata={"help": "The highest pixel that becomes level 0."})
-    center_crop: bool = field(
-        default=False,
-        metadata={"help": "Cut out the largest centred part with the aspect ratio of --image_size, then resize it."},
-    )
-    class_dropout: float = field(
-        default=0.0,
-        metadata={"help": "Probability of showing an image without its class, so that `guidance_scale` can be used."},
-    )
-    mutation_rate: float = field(
-        default=0.0,
-        metadata={"help": "Probability of showing a level drawn uniformly, for a background model."},
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the training images as they are used, and store none; needs --max_steps."},
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
-    num_samples: int = field(default=64, metadata={"help": "Images in samples.png."})
-
-
-@dataclass
-class ChosenArguments:
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Continue with this model and processor instead of making new ones."}
-    )
-    model_type: str | None = field(
-        default=None, metadata={"help": f"Family: {', '.join(FAMILIES)}; by default pixelcnn."}
-    )
-    class_conditional: bool = field(
-        default=False, metadata={"help": "Condition the model on the classes of the data set."}
-    )
-    image_size: int | None = field(default=None, metadata={"help": "Height and width to resize images to."})
-    num_channels: int | None = field(default=None, metadata={"help": "1 or 3; by default those of the first image."})
-    num_levels: int | None = field(default=None, metadata={"help": "By default 2 with --binarization, else 256."})
-    generative_weight: float | None = field(
-        default=None,
-        metadata={"help": "Train a classifier: weight of the likelihood of the image against that of its class."},
-    )
-
-
-# The rest are the fields of the configs, see the families' `...Config`.
-ModelArguments = make_dataclass(
-    "ModelArguments",
-    config_options({option.name for option in fields(ChosenArguments)}),
-    bases=(ChosenArguments,),
-)
-
-
-def check_output_dir(folder: str, is_resumed: bool):
-    """Raise unless `folder` is free for a new run, or a run is resumed."""
-    if is_resumed or not os.path.isdir(folder):
-        return
-    held = [name for name in os.listdir(folder) if name in OUTPUT_FILES or name.startswith("checkpoint-")]
-    if held:
-        raise InputError(
-            f"{folder} already holds a run ({sorted(held)[0]}); choose another --output_dir, or continue that run with "
-            "--resume_from_checkpoint last."
-        )
 
 
 def find_checkpoint(args: PixelCNNTrainingArguments) -> str | None:
@@ -211,8 +128,8 @@ def check_more_to_do(args: PixelCNNTrainingArguments, checkpoint: str):
     """Raise if a run is finished; but a run that was stopped before it wrote its results still has to write them."""
     if not is_finished(args, checkpoint):
         return
-    output, results = Path(args.output_dir), Path(args.output_dir) / "results.json"
-    if Path(checkpoint).resolve().parent == output.resolve() and not results.exists():
+    run = Path(args.output_dir)  # inside the model's folder, which has the results
+    if Path(checkpoint).resolve().parent == run.resolve() and not (run.parent / "results.json").exists():
         return
     option = "max_steps" if args.max_steps > 0 else "num_train_epochs"
     state, wanted = state_of(checkpoint), getattr(args, option)
@@ -247,15 +164,21 @@ def new_processor(data_args: DataArguments, model_args: ModelArguments, rows: Da
     }
     if data_args.threshold is not None:
         options["threshold"] = data_args.threshold
-    if model_args.image_size is not None:
-        size = {"height": model_args.image_size, "width": model_args.image_size}
-        options["size"] = {"shortest_edge": model_args.image_size} if data_args.center_crop else size
-        if data_args.center_crop:
-            options["crop_size"] = size
     try:
-        return PixelCNNImageProcessor(**options)
+        return PixelCNNImageProcessor(**options, **size_options(data_args, model_args))
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from error
+
+
+def size_options(data_args: DataArguments, model_args: ModelArguments) -> dict:
+    """The options of an image processor that give images the size of `--image_size`, if that is given."""
+    if model_args.image_size is None:
+        return {}
+    height, width = model_args.image_size[0], model_args.image_size[-1]
+    size = {"height": height, "width": width}
+    if data_args.center_crop:
+        return {"size": {"shortest_edge": max(height, width)}, "crop_size": size}
+    return {"size": size, "crop_size": None}
 
 
 def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrainedModel:
@@ -268,11 +191,9 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
         given: Fields that the data determine.
     """
     family = args.model_type or "pixelcnn"
-    if family not in FAMILIES:
-        raise InputError(f"unknown --model_type {family!r}; known are {', '.join(FAMILIES)}.")
     config_class = FAMILIES[family].config_class
     auto_class = AutoModel if args.generative_weight is None else AutoModelForImageClassification
-    own = ("model_name_or_path", "model_type", "class_conditional", "num_classes")
+    own = ("model_name_or_path", "model_type", "class_conditional", "num_classes", "image_size")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
     for name in sorted(chosen.keys() - field_names(config_class)):
         others = [key for key, other in FAMILIES.items() if name in field_names(other.config_class)]
@@ -316,16 +237,52 @@ def load_rows(args: DataArguments) -> Rows:
     return Rows(train, evaluation, *find_image_column(train.features, args.image_column))
 
 
-def start_of_saved(args: ModelArguments) -> Start:
-    """The model and image processor of `--model_name_or_path`."""
-    model, processor = load_model(args.model_name_or_path)
+def new_classes(data_args: DataArguments, config: PreTrainedConfig, rows: Rows) -> list[str] | None:
+    """Names of the classes of the data set, if a saved model of this config lacks one of them; else `None`."""
+    column = find_class_column(rows.train.features, data_args.class_column)
+    names = class_names(rows.train, column)
+    known = names_in(config.id2label) if config.num_classes else []
+    if known is None:  # the model's have none, and take these if they are as many
+        return None if len(names) == config.num_classes else names
+    if not isinstance(rows.train.features[column], ClassLabel):  # numbers
+        return None if len(names) <= config.num_classes else names
+    return None if set(names) <= set(known) else names
+
+
+def start_of_saved(data_args: DataArguments, args: ModelArguments, rows: Rows) -> Start:
+    """The model and image processor of `--model_name_or_path`, with what of them the arguments change."""
+    path = args.model_name_or_path
+    saved, processor = load_model(path)
+    fields = {}
+    if args.image_size is not None and processor is not None:
+        fields["image_size"] = [args.image_size[0], args.image_size[-1]]
+        processor = PixelCNNImageProcessor(**{**level_options(processor), **size_options(data_args, args)})
+    if args.class_conditional and (names := new_classes(data_args, saved.config, rows)):
+        fields |= {"id2label": dict(enumerate(names)), "ignore_mismatched_sizes": True}
     if args.generative_weight is not None:
-        options = {"generative_weight": args.generative_weight, "dropout": 0.0}  # what a classifier is trained with
-        model = load_classifier(args.model_name_or_path, **options)
-    is_conditional = model.config.num_classes > 0
-    if args.class_conditional and not is_conditional:
-        raise InputError(f"--class_conditional: {args.model_name_or_path} is a model without classes.")
-    return Start(model, processor, model.config.num_levels, is_conditional)
+        fields |= {"generative_weight": args.generative_weight, "dropout": 0.0}  # what a classifier is trained with
+        model = load_classifier(path, **fields)
+    else:
+        model = load_model(path, **fields)[0] if fields else saved
+    say_what_is_new(saved, model)
+    return Start(model, processor, model.config.num_levels, model.config.num_classes > 0)
+
+
+def say_what_is_new(saved: PreTrainedModel, model: PreTrainedModel):
+    """Print in which size, classes and weights a model that training starts from is not the saved one."""
+    news = []
+    if model.config.image_size != saved.config.image_size:
+        sizes = ("×".join(map(str, config.image_size)) for config in (model.config, saved.config))
+        news.append("images of {} in place of {}".format(*sizes))
+    if model.config.id2label != saved.config.id2label:
+        names = list(model.config.id2label.values())
+        listed = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+        news.append(f"{len(names)} classes ({listed}) in place of {saved.config.num_classes or 'none'}")
+    shapes = {name: weight.shape for name, weight in saved.state_dict().items()}
+    weights = [name for name, weight in model.state_dict().items() if shapes.get(name) != weight.shape]
+    if news and PartialState().is_main_process:
+        starts = f"; weights that start anew: {', '.join(weights)}" if weights else "; all weights are the saved ones"
+        print(f"New in the model: {'; '.join(news)}{starts}.")
 
 
 def start_of_new(data_args: DataArguments, model_args: ModelArguments, rows: Rows) -> Start:
@@ -358,9 +315,8 @@ def check_known_classes(config: PreTrainedConfig, path: str, rows: Rows, column:
         class_numbers(rows.train.features, column, config.id2label)
     except InputError as error:
         raise InputError(
-            f"{error} For a model of new classes that starts from this one, save "
-            f"AutoModel.from_pretrained({path!r}, id2label={{0: ..., 1: ...}}, ignore_mismatched_sizes=True) and its "
-            "image processor in a new folder, and give that as --model_name_or_path."
+            f"{error} To start from {path} with the classes of the data set in place of its own, give "
+            "--class_conditional true."
         ) from error
 
 
@@ -423,7 +379,10 @@ def fit_first_images(model: PreTrainedModel, images: LevelDataset | LevelStream)
 def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
     """Model, image processor (`None` for codes), training images and evaluation images."""
     rows = load_rows(data_args)
-    start = start_of_saved(model_args) if model_args.model_name_or_path else start_of_new(data_args, model_args, rows)
+    if model_args.model_name_or_path:
+        start = start_of_saved(data_args, model_args, rows)
+    else:
+        start = start_of_new(data_args, model_args, rows)
     if start.processor is None and not rows.are_codes:
         raise InputError(f"{model_args.model_name_or_path} has no image processor, so it needs a column of codes.")
     names = settle_classes(data_args, model_args, rows, start)
@@ -447,53 +406,6 @@ def prepare(data_args: DataArguments, model_args: ModelArguments, args: PixelCNN
             f"split {data_args.train_split!r} has {len(images)} images, less than a batch of {global_batch}."
         )
     return model, start.processor, images, eval_images
-
-
-def check_arguments(data_args: DataArguments, model_args: ModelArguments, args: PixelCNNTrainingArguments):
-    """Raise if arguments have values that cannot be used, do not go together, or would have no effect."""
-    is_classifier = model_args.generative_weight is not None
-    sees_all = "cannot go with --generative_weight: a classifier sees what is there."
-    for is_wrong, message in (
-        (
-            data_args.streaming and args.max_steps < 1,
-            "--streaming needs --max_steps: a stream does not say where it ends.",
-        ),
-        (
-            data_args.streaming and args.dataloader_num_workers > 1,
-            "--streaming goes with at most one of --dataloader_num_workers: several would mix the order.",
-        ),
-        (
-            not 0 <= data_args.class_dropout < 1,
-            f"--class_dropout must be in [0, 1), got {data_args.class_dropout}.",
-        ),
-        (data_args.class_dropout and is_classifier, f"--class_dropout {sees_all}"),
-        (data_args.mutation_rate and is_classifier, f"--mutation_rate {sees_all}"),
-        (
-            not 0 <= data_args.mutation_rate <= 1,
-            f"--mutation_rate must be in [0, 1], got {data_args.mutation_rate}.",
-        ),
-        (data_args.num_samples < 1, f"--num_samples must be at least 1, got {data_args.num_samples}."),
-        (
-            data_args.threshold is not None and data_args.binarization != "threshold",
-            "--threshold needs --binarization threshold.",
-        ),
-        (data_args.center_crop and model_args.image_size is None, "--center_crop needs --image_size."),
-    ):
-        if is_wrong:
-            raise InputError(message)
-    if model_args.model_name_or_path:
-        check_nothing_new(data_args, model_args)
-
-
-def check_nothing_new(data_args: DataArguments, model_args: ModelArguments):
-    """Raise if an argument describes a new model or image processor although saved ones are given."""
-    kept = ("model_name_or_path", "class_conditional", "generative_weight")
-    given = [name for name, value in asdict(model_args).items() if name not in kept and value is not None]
-    given += [name for name in ("binarization", "threshold") if getattr(data_args, name) is not None]
-    if given:
-        raise InputError(
-            f"--{given[0]} cannot go with --model_name_or_path: model and image processor are taken as they are."
-        )
 
 
 def check_same_model(model: PreTrainedModel, processor: PixelCNNImageProcessor | None, checkpoint: str):
@@ -534,33 +446,69 @@ def results_of(
     }
 
 
+def training_arguments(request: Request) -> PixelCNNTrainingArguments:
+    """The arguments of the trainer, which keeps what belongs to the run and not to the model in a folder `run`."""
+    given = {**request.training, "output_dir": str(run_folder(request.training["output_dir"]))}
+    if request.model.model_name_or_path and not given.get("resume_from_checkpoint"):
+        given.setdefault("eval_on_start", True)  # what the saved model is worth on these data
+    given.setdefault("hub_model_id", Path(request.training["output_dir"]).resolve().name)
+    try:
+        return PixelCNNTrainingArguments(**given)
+    except (ValueError, ImportError) as error:
+        raise InputError(str(error)) from error
+
+
+def run_folder(output_dir: str) -> Path:
+    """The folder of checkpoints and logs inside the one of a model."""
+    return Path(output_dir, "run")
+
+
+def say_batches(trainer: PixelCNNTrainer, images: LevelDataset | LevelStream) -> int:
+    """Print how many processes share a step, and which images are left out; returns the images of one step."""
+    args = trainer.args
+    at_once = args.per_device_train_batch_size * args.world_size
+    per_step = at_once * args.gradient_accumulation_steps
+    left_out = len(images) % at_once if args.dataloader_drop_last and isinstance(images, LevelDataset) else 0
+    if trainer.is_world_process_zero():
+        print(
+            f"{args.world_size} process{'es' * (args.world_size > 1)}, {per_step} images per step: "
+            f"{args.per_device_train_batch_size} per process × {args.world_size} × "
+            f"{args.gradient_accumulation_steps} accumulated."
+        )
+        if left_out:
+            print(
+                f"Of the {len(images):,} images, {left_out} that do not fill a batch are left out of each epoch, "
+                "others each time; --dataloader_drop_last false keeps them."
+            )
+    return per_step
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None):
-    start = time.perf_counter()
-    parser = CommandLineParser([DataArguments, ModelArguments, PixelCNNTrainingArguments])
-    data_args, model_args, args = parser.parse(arguments)
-    if not data_args.dataset or not args.output_dir:
-        raise InputError("--dataset and --output_dir are needed, on the command line or in the recipe.")
+    request = read_arguments(arguments)
+    data_args, model_args = request.data, request.model
+    args = training_arguments(request)
+    output = Path(request.training["output_dir"])
     checkpoint = find_checkpoint(args)
-    check_output_dir(args.output_dir, is_resumed=checkpoint is not None)
-    check_arguments(data_args, model_args, args)
     keep_freed_memory()
     set_seed(args.seed)  # before the weights are drawn
     model, processor, images, eval_images = prepare(data_args, model_args, args)
     if checkpoint:
         check_same_model(model, processor, checkpoint)
 
+    is_likelihood = model_args.generative_weight is None
     trainer = PixelCNNTrainer(
         model,
         args,
-        collate_levels if model_args.generative_weight is None else collate_classes,
+        collate_levels if is_likelihood else collate_classes,
         train_dataset=images,
         eval_dataset=eval_images,
         processing_class=processor,
     )
+    say_epochs(trainer, EpochLines(data_args.eval_split, is_likelihood))
+    images_per_step = say_batches(trainer, images)
     train_from(trainer, checkpoint)
-    training_seconds = time.perf_counter() - start
-    trainer.save_model()
+    trainer.save_model(str(output))
     is_main = trainer.is_world_process_zero()
     trainer.accelerator.wait_for_everyone()  # no process ends while the main one still writes
     trainer.accelerator.end_training()
@@ -568,17 +516,17 @@ def main(arguments: list[str] | None = None):
         return
 
     # From here on only the saved files are used: the numbers belong to what others will load.
-    output = Path(args.output_dir)
-    if parser.recipe is not None:
-        write_text(parser.recipe, output / "recipe.yaml")
+    if request.recipe is not None:
+        write_text(request.recipe, output / "recipe.yaml")
     draw_loss_curve(
         trainer.state.log_history, output / "loss_curve.png", f"{data_args.dataset}, {model.config.model_type}"
     )
     model, processor = load_model(str(output))
     model.to(args.device)
     scores = score(model, eval_images, args.per_device_eval_batch_size, collate_levels)
-    seconds = {"training_seconds": training_seconds, "evaluation_seconds": scores["seconds"]}
+    seconds = {"training_seconds": seconds_of(trainer.state.log_history), "evaluation_seconds": scores["seconds"]}
     results = results_of(data_args, model_args, trainer, scores)
+    results |= {"num_processes": args.world_size, "images_per_step": images_per_step}
     results |= {"num_parameters": model.num_parameters(), **seconds, **run_facts(args.device)}
     write_json(results, output / "results.json")
     draw_samples(model, processor, data_args.num_samples, args.seed, output / "samples.png")

@@ -32,6 +32,7 @@ from .pictures import (
     draw_samples,
     save_picture,
 )
+from .progress import EpochLines, say_epochs
 from .records import has_fast_bfloat16, keep_freed_memory, run_facts, write_json, write_text, written_beside
 from .saved_models import check_finite, choose_device, load_classifier, load_model, load_processor
 from .scoring import (
@@ -48,6 +49,7 @@ from .trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
 
 __all__ = [
     "DataCollatorForCausalImageModeling",
+    "EpochLines",
     "InputError",
     "LevelDataset",
     "LevelStream",
@@ -87,6 +89,7 @@ __all__ = [
     "num_channels_of",
     "run_facts",
     "save_picture",
+    "say_epochs",
     "score",
     "score_by_class",
     "split_nats",

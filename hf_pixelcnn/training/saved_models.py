@@ -14,7 +14,7 @@ from .errors import InputError
 
 
 def load_model(
-    path: str, dtype: torch.dtype | str = torch.float32
+    path: str, dtype: torch.dtype | str = torch.float32, **fields
 ) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
     r"""
     A saved model and its image processor, see [`load_processor`].
@@ -22,12 +22,13 @@ def load_model(
     Args:
         path (`str`): Folder, or id on the Hub.
         dtype (`torch.dtype`): Of the model; `"auto"`: the one it was saved in.
+        fields: Take the place of those of its config; or other arguments of `from_pretrained`.
 
     Raises:
         InputError: If one of them cannot be loaded, the model has no head, or they differ in levels or channels.
     """
     try:
-        model, report = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True, **fields)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(f"cannot load a model from {path!r}: {error}") from error
     _check_head(path, report)

@@ -4,13 +4,16 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
@@ -40,8 +43,12 @@ class PixelCNNTrainingArguments(TrainingArguments):
         },
     )
     channels_last: bool = field(default=False, metadata={"help": "Keep convolution weights in channels_last format."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
+    eval_strategy: str = field(
+        default="epoch", metadata={"help": "When to evaluate.", "choices": ["no", "steps", "epoch"]}
+    )
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint.", "choices": ["no", "steps", "epoch", "best"]}
+    )
     logging_steps: float = field(default=50, metadata={"help": "Steps from one log of the training loss to the next."})
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Leave out the last, smaller training batch of an epoch."}
@@ -137,6 +144,9 @@ class _StepCallback(TrainerCallback):
     def __init__(self, trainer: "PixelCNNTrainer"):
         self.trainer = trainer
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.seconds_before = seconds_of(state.log_history)
+
     def on_epoch_begin(self, args, state, control, **kwargs):
         set_epoch = getattr(self.trainer.train_dataset, "set_epoch", None)
         if set_epoch is not None:
@@ -181,6 +191,7 @@ class PixelCNNTrainer(Trainer):
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.ema = None
+        self.seconds_before, self.started = 0.0, None
         self.nats_function = nats_per_image
         if args.torch_compile:
             backend, mode = args.torch_compile_backend or "inductor", args.torch_compile_mode
@@ -197,15 +208,19 @@ class PixelCNNTrainer(Trainer):
             self.ema = WeightAverage(self.model, self.args.ema_decay)
             if resume_from_checkpoint:
                 self.ema.load(resume_from_checkpoint)
+        self.started = time.perf_counter()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         r"""
-        As in `Trainer`.
+        As in `Trainer`; what is logged in training has the `seconds` it took so far, evaluations included and those
+        before a checkpoint that it was resumed from.
 
         Raises:
             InputError: If the training loss is not finite: nothing that comes after it would be worth anything.
         """
+        if self.started is not None:
+            logs["seconds"] = round(self.seconds_before + time.perf_counter() - self.started, 2)
         super().log(logs, *args, **kwargs)
         if not math.isfinite(float(logs.get("loss", 0.0))):
             raise InputError(
@@ -281,20 +296,53 @@ class PixelCNNTrainer(Trainer):
         return torch.stack((nats, nats.new_tensor(count), nats.new_tensor(num_dims)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """Save the averaged model, if there is one; a `checkpoint-N` gets the raw weights and also the average."""
-        if not _internal_call or output_dir is None:  # no checkpoint: without a folder it is `push_to_hub` that calls
-            with self.averaged_weights():
-                super().save_model(output_dir, _internal_call)
+        """
+        Save the averaged model, if there is one; a `checkpoint-N` gets the raw weights and also the average. Source
+        files are only written by `push_to_hub`, and `training_args.bin`, which belongs to a run, only to checkpoints.
+        """
+        is_push = _internal_call and output_dir is None
+        is_checkpoint = _internal_call and not is_push
+        code = (
+            contextlib.nullcontext() if is_push else without_code(self.model, self.model.config, self.processing_class)
+        )
+        weights = contextlib.nullcontext() if is_checkpoint else self.averaged_weights()
+        with code, weights:
+            super().save_model(output_dir, _internal_call)
+        if not self.args.should_save:
             return
-        super().save_model(output_dir, _internal_call)
-        if self.ema is not None and self.args.should_save:
-            self.ema.save(output_dir)
+        folder = output_dir or self.args.output_dir
+        if not is_checkpoint:
+            Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        elif self.ema is not None:
+            self.ema.save(folder)
 
     def _load_best_model(self):
         super()._load_best_model()
         folder = self.state.best_model_checkpoint
         if self.ema is not None and folder is not None:
             self.ema.load(folder)
+
+
+def seconds_of(log_history: Sequence[dict]) -> float:
+    """The seconds of training until the end of a log, those before a checkpoint it was resumed from included."""
+    return next((row["seconds"] for row in reversed(log_history) if "seconds" in row), 0.0)
+
+
+@contextlib.contextmanager
+def without_code(*things: object):
+    """Context in which `save_pretrained` of models, configs and processors writes no source files beside them."""
+    own: dict[Any, str | None] = {type(thing): vars(type(thing)).get("_auto_class") for thing in things}
+    classes = [cls for cls in own if getattr(cls, "_auto_class", None) is not None]
+    for cls in classes:
+        cls._auto_class = None
+    try:
+        yield
+    finally:
+        for cls in classes:
+            if own[cls] is None:  # inherited
+                del cls._auto_class
+            else:
+                cls._auto_class = own[cls]
 
 
 def last_checkpoint(folder: str) -> str | None:
