@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from . import modeling_gated_pixelcnn, modeling_pixelcnn, modeling_pixelcnn_pp
+from . import modeling_gated_pixelcnn, modeling_pixelcnn, modeling_pixelcnn_pp, modeling_pixelrnn
 from .compressed_stream import CompressedStreamError
 from .compression import compress, decompress
 from .generation_causal_image import PixelCNNGenerateOutput
@@ -20,6 +20,7 @@ from .modeling_causal_image import CausalImageModelingOutput, Family
 from .modeling_gated_pixelcnn import *
 from .modeling_pixelcnn import *
 from .modeling_pixelcnn_pp import *
+from .modeling_pixelrnn import *
 from .pictures_causal_image import animation, image_grid
 from .pipeline_causal_image import PixelCNNImagePipeline, PixelCNNPipelineOutput
 from .preview_causal_image import LivePreview, rows_as_drawn
@@ -51,7 +52,7 @@ def register_family(family: Family):
     FAMILIES[family.model_type] = family
 
 
-for _module in (modeling_pixelcnn, modeling_gated_pixelcnn, modeling_pixelcnn_pp):
+for _module in (modeling_pixelcnn, modeling_gated_pixelcnn, modeling_pixelcnn_pp, modeling_pixelrnn):
     register_family(_module.FAMILY)
 PixelCNNImageProcessor.register_for_auto_class("AutoImageProcessor")
 for _task in ("unconditional-image-generation", "pixelcnn-image-generation"):  # a saved pipeline names the last one
@@ -84,3 +85,4 @@ __all__ = [
 __all__ += modeling_gated_pixelcnn.__all__
 __all__ += modeling_pixelcnn.__all__
 __all__ += modeling_pixelcnn_pp.__all__
+__all__ += modeling_pixelrnn.__all__

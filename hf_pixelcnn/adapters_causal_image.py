@@ -66,8 +66,8 @@ class AdaptedConv2d(nn.Module):
         """As [`CausalConv2d.visible_weight`], of the adapted weight."""
         return self.base_layer.visible_weight(self.adapted_weight())
 
-    def forward(self, x: torch.Tensor, **options) -> torch.Tensor:
-        return self.base_layer(x, weight=self.adapted_weight(), **options)
+    def forward(self, *inputs: torch.Tensor, **options) -> Any:
+        return self.base_layer(*inputs, weight=self.adapted_weight(), **options)
 
     @property
     def in_channels(self) -> int:

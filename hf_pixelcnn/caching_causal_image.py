@@ -392,10 +392,9 @@ class EncodedRowCache(SamplingCache):
 
 
 class MaskedConvCache(EncodedRowCache):
-    """What stacks of k×k convolutions share: how far kernels reach, and the encoded rows above the row in work."""
+    """What networks share whose first layer is a k×k convolution: the encoded rows above the row in work."""
 
     def __init__(self, model, batch, height, width, class_ids=None):
-        self.reach = model.config.kernel_size // 2
         self.first_reach = model.config.first_kernel_size // 2
         super().__init__(model, batch, height, width, class_ids, pixels_left=self.first_reach)
         self.input_above = self.zeros(batch, self.first_reach, width, self.input_size)

@@ -22,7 +22,7 @@ class GatedPixelCNNCache(MaskedConvCache):
     def __init__(self, model, batch, height, width, class_ids=None):
         super().__init__(model, batch, height, width, class_ids)
         layers, channels, size = model.model.layers, self.num_groups, model.config.hidden_size
-        self.size, self.later = size, len(layers) - 1
+        self.size, self.later, self.reach = size, len(layers) - 1, model.config.kernel_size // 2
         self.scale = torch.ones(2 * size, **self.factory)
         self.scale[:size] = 2
 

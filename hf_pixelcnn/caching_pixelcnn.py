@@ -14,7 +14,8 @@ class PixelCNNCache(MaskedConvCache):
 
     def __init__(self, model, batch, height, width, class_ids=None):
         super().__init__(model, batch, height, width, class_ids)
-        first, blocks, channels, reach = model.model.conv_in, model.model.layers, self.num_groups, self.reach
+        first, blocks, channels = model.model.conv_in, model.model.layers, self.num_groups
+        self.reach = reach = model.config.kernel_size // 2
         self.inner = inner = model.config.hidden_size // 2
         self.inner_group = inner // channels
 

@@ -147,7 +147,10 @@ def test_an_adapter_is_saved_and_loaded_in_every_way(family, tmp_path):
     with pytest.raises(ValueError, match="merge_and_unload"):
         once_more.get_base_model().save_pretrained(tmp_path / "wrong")
     once_more.merge_and_unload().save_pretrained(tmp_path / "merged")
-    assert torch.equal(AutoModel.from_pretrained(tmp_path / "merged").log_prob(**inputs), expected)
+    merged = AutoModel.from_pretrained(tmp_path / "merged").log_prob(**inputs)
+    torch.testing.assert_close(
+        merged, expected, rtol=0, atol=1e-12
+    )  # products may round by where weights lie in memory
     classifier = AutoModelForImageClassification.from_pretrained(base)
     peft.PeftModel.from_pretrained(classifier, tmp_path / "adapter")
     assert torch.equal(classifier.log_prob(**inputs), expected)

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "hf_pixelcnn"
 # Imports run from the later of these to the earlier, or stay inside one.
 LAYERS = (
     ("version", "compressed_stream", "configuration", "masking", "likelihood", "checks", "generation_config"),
+    ("recurrence",),
     ("adapters",),
     ("caching", "canvas", "sampling", "generation"),
     ("modeling", "classification"),
@@ -63,7 +64,7 @@ def test_imports_run_one_way():
 
 
 def test_shared_modules_know_no_family_and_the_package_knows_nothing_of_training():
-    of_a_family = re.compile(rf"(configuration|modeling|caching)_({'|'.join(FAMILIES)})")
+    of_a_family = re.compile(rf"(configuration|modeling|caching|recurrence)_({'|'.join(FAMILIES)})")
     for name, tree in modules_of(PACKAGE).items():
         assert "training" not in imported(tree), name
         if name != "__init__" and not of_a_family.fullmatch(name):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 
 import pytest
 import torch
@@ -100,8 +101,9 @@ def test_scales_have_the_floor_of_the_paper():
 def test_layers_that_must_stay_whole_are_named(family):
     model = build_model(family)
     names = {type(module).__name__ for module in model.modules()}
-    assert model._no_split_modules
-    assert set(model._no_split_modules) <= names
+    known = vars(sys.modules[type(model).__module__])
+    assert set(model._no_split_modules) <= known.keys()
+    assert set(model._no_split_modules) & names
 
 
 def test_a_step_is_captured_at_its_second_call_and_replayed_from_then_on():
@@ -119,11 +121,14 @@ def test_rows_seen_above_are_those_of_the_receptive_field(family):
     height = 120
     model = build_model(family, image_size=[height, 4], num_hidden_layers=1)
     reach = model.model.rows_seen_above
-    assert reach < height - 5
+    assert reach < height - 5 or reach == math.inf
     seen = []
     for row in range(height - 4, height):  # PixelCNN++ has four kinds of rows
         field = hf_pixelcnn.receptive_field(model, row, 2)[0]
         seen.append(row - field.any(1).nonzero().min().item())
+    if reach == math.inf:
+        assert seen == list(range(height - 4, height))
+        return
     assert 0 <= reach - max(seen) <= 3
 
 
