@@ -65,8 +65,9 @@ def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.Ten
       the gradient is 0 exactly.
     - Where a path leads, nothing cancels it. All features are positive, and every layer increases in each of them: ReLU
       and ELU have slope 1 there; tanh(a) σ(b) and a σ(b) increase in a > 0 and in b; in concatenated ELUs x and -x meet
-      the same weight, and the slope 1 - e⁻ˣ of their sum is positive. Sums of positive terms are positive, and weights
-      are small enough that no tanh saturates.
+      the same weight, and the slope 1 - e⁻ˣ of their sum is positive; σ(f) c + σ(i) tanh(g) and σ(o) tanh(c) of an LSTM
+      increase in all of these where c, g > 0. Sums of positive terms are positive, and weights are small enough that no
+      tanh saturates.
 
     What a distribution reads of its own pixel besides the network's outputs, as mixtures do, is in the field, too.
 

@@ -38,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig
+from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig, PixelRNNConfig
 from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.training import InputError, has_fast_bfloat16, run_facts, write_json
 
@@ -52,6 +52,8 @@ CASES = {
     "colour": GatedPixelCNNConfig(image_size=32, **COLOUR),
     "colour_64": GatedPixelCNNConfig(image_size=64, **COLOUR),
     "plusplus": PixelCNNPPConfig(hidden_size=40, num_hidden_layers=2),
+    "diagonal": PixelRNNConfig(),
+    "row": PixelRNNConfig(recurrence="row_lstm"),
 }
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1}
 SLOW_FORWARD = 2.0  # seconds; slower cases are timed once
