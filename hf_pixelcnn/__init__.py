@@ -9,7 +9,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from . import modeling_gated_pixelcnn, modeling_pixelcnn, modeling_pixelcnn_pp, modeling_pixelrnn
+from . import (
+    modeling_gated_pixelcnn,
+    modeling_pixelcnn,
+    modeling_pixelcnn_pp,
+    modeling_pixelrnn,
+    modeling_pixelsnail,
+)
 from .compressed_stream import CompressedStreamError
 from .compression import compress, decompress
 from .generation_causal_image import PixelCNNGenerateOutput
@@ -21,6 +27,7 @@ from .modeling_gated_pixelcnn import *
 from .modeling_pixelcnn import *
 from .modeling_pixelcnn_pp import *
 from .modeling_pixelrnn import *
+from .modeling_pixelsnail import *
 from .pictures_causal_image import animation, image_grid
 from .pipeline_causal_image import PixelCNNImagePipeline, PixelCNNPipelineOutput
 from .preview_causal_image import LivePreview, rows_as_drawn
@@ -52,7 +59,13 @@ def register_family(family: Family):
     FAMILIES[family.model_type] = family
 
 
-for _module in (modeling_pixelcnn, modeling_gated_pixelcnn, modeling_pixelcnn_pp, modeling_pixelrnn):
+for _module in (
+    modeling_pixelcnn,
+    modeling_gated_pixelcnn,
+    modeling_pixelcnn_pp,
+    modeling_pixelsnail,
+    modeling_pixelrnn,
+):
     register_family(_module.FAMILY)
 PixelCNNImageProcessor.register_for_auto_class("AutoImageProcessor")
 for _task in ("unconditional-image-generation", "pixelcnn-image-generation"):  # a saved pipeline names the last one
@@ -86,3 +99,4 @@ __all__ += modeling_gated_pixelcnn.__all__
 __all__ += modeling_pixelcnn.__all__
 __all__ += modeling_pixelcnn_pp.__all__
 __all__ += modeling_pixelrnn.__all__
+__all__ += modeling_pixelsnail.__all__

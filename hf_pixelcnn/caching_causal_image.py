@@ -303,11 +303,12 @@ class ForwardCache(SamplingCache):
 
     def compute_row(self):
         self.top = self.model.model.first_row_seen(self.row)
+        self.bottom = self.height if self.model.model.reads_image_size else self.row + 1
 
     def compute_parameters(self, column, channel):
-        seen = self.levels[:, :, self.top : self.row + 1]
+        seen = self.levels[:, :, self.top : self.bottom]
         parameters, _ = self.model.distribution_parameters(seen, self.class_ids)
-        self.pixel_parameters = self.distribution.pixels(parameters)[:, -1, column]
+        self.pixel_parameters = self.distribution.pixels(parameters)[:, self.row - self.top, column]
 
     def observe(self, column, channel, levels):
         self.levels[:, channel, self.row, column] = levels.clamp_min(0)  # -1: broken, and noticed at the end

@@ -10,12 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .caching_causal_image import EncodedRowCache
-
-
-def concat_elu_rows(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """ELU of x and of -x, features last."""
-    return F.elu_(torch.cat((x, -x), dim=-1, out=out))
+from .caching_blocks_causal_image import CornerBlock, CornerRow, GatedBlockCache, concat_elu_rows
 
 
 class RowConv:
@@ -63,39 +58,9 @@ class VerticalBlock:
         return torch.addcmul(x, value, gate.sigmoid())
 
 
-class CornerRow:
-    """
-    The inputs of a convolution of the combined stream, `(batch, (1 + width) * features)` with zeros on the left: those
-    of the row before until a pixel replaces them. The taps on a row are the pixel and its left neighbour.
-    """
-
-    def __init__(self, cache: "PixelCNNPPCache", layer, width: int):
-        weight = layer.visible_weight()
-        weight_above = weight[:, :, :1].contiguous(memory_format=torch.channels_last)
-        self.weight_above, self.bias = cache.keep_all((weight_above, layer.bias))
-        self.weight = cache.keep(weight[:, :, 1].permute(2, 1, 0).flatten(0, 1))  # (2 * in, out)
-        self.size, self.stride = layer.in_channels, layer.stride[1]
-        self.inputs = cache.zeros(cache.batch, (1 + width) * self.size)
-        self.above = cache.zeros(cache.batch, -(-width // self.stride), layer.out_channels)
-
-    def slot(self, column: int) -> torch.Tensor:
-        """Where the input of a column lies, `(batch, in)`."""
-        return self.inputs[:, (1 + column) * self.size : (2 + column) * self.size]
-
-    def left_taps(self, column: int) -> torch.Tensor:
-        """What the output of a column sees of its own row, `(batch, 2 * in)`."""
-        start = column * self.stride * self.size
-        return self.inputs[:, start : start + 2 * self.size]
-
-    def start_row(self):
-        """The taps on the row before, which is complete, for all columns."""
-        x = self.inputs.unflatten(1, (-1, self.size)).transpose(1, 2)[:, :, None]  # (batch, in, 1, 1 + width)
-        self.above.copy_(F.conv2d(x, self.weight_above, self.bias, (1, self.stride))[:, :, 0].transpose(1, 2))
-
-
-class CombinedBlock:
+class CombinedBlock(CornerBlock):
     r"""
-    A block of the combined stream: per row what depends on the rows above, per pixel the rest.
+    A block of the combined stream, which also reads the vertical one and, in the down pass, what the up pass had.
 
     Args:
         cache ([`PixelCNNPPCache`]): Sizes.
@@ -113,53 +78,16 @@ class CombinedBlock:
         outputs: Sequence[torch.Tensor],
         skips: Sequence[torch.Tensor] | None = None,
     ):
-        width, size = len(inputs), cache.size
-        self.row_in, self.row_out = (CornerRow(cache, layer, width) for layer in (block.conv_in, block.conv_out))
-        self.class_bias = cache.class_bias(block)
         weight = block.conv_other.visible_weight()[:, :, 0, 0]
-        u, *skip = weight.unflatten(1, (2, -1, size)).unbind(2)  # (out, 2, size) each
+        u, *skip = weight.unflatten(1, (2, -1, cache.size)).unbind(2)  # (out, 2, size) each
         self.u_weight, self.other_bias = cache.keep_all((u.flatten(1), block.conv_other.bias))
         skip_weights = [cache.keep(part.flatten(1).T.contiguous()) for part in skip]  # one, or none in the up pass
-
-        self.signs = cache.signs
-        self.t = cache.zeros(cache.batch, size)
-        self.t_twice = self.t[:, None]
-        self.gated = cache.zeros(cache.batch, 2 * size)
-        self.value, self.gate = self.gated.chunk(2, dim=1)
-        self.steps = [
-            (
-                inputs[j],
-                inputs[j][:, None],
-                self.row_in.slot(j).unflatten(1, (2, size)),
-                self.row_in.above[:, j],
-                self.row_in.left_taps(j),
-                () if skips is None else (skips[j], *skip_weights),
-                self.row_out.slot(j).unflatten(1, (2, size)),
-                self.row_out.above[:, j],
-                self.row_out.left_taps(j),
-                outputs[j],
-            )
-            for j in range(width)
-        ]
+        super().__init__(cache, block, inputs, outputs, [] if skips is None else [(s, *skip_weights) for s in skips])
 
     def start_row(self, celu_u: torch.Tensor):
         """Take in celu of the row `(batch, width, features)` that the vertical block beside this one has given."""
-        self.row_in.start_row()
+        super().start_row()
         self.row_in.above += F.linear(celu_u[:, : len(self.steps)], self.u_weight, self.other_bias)
-        self.row_out.start_row()
-        if self.class_bias is not None:
-            self.row_out.above += self.class_bias
-
-    def step(self, column: int):
-        """One pixel."""
-        x, x_twice, celu_x, above_in, taps_in, skip, celu_t, above_out, taps_out, out = self.steps[column]
-        F.elu_(torch.mul(x_twice, self.signs, out=celu_x))
-        torch.addmm(above_in, taps_in, self.row_in.weight, out=self.t)
-        if skip:
-            self.t.addmm_(*skip)
-        F.elu_(torch.mul(self.t_twice, self.signs, out=celu_t))
-        torch.addmm(above_out, taps_out, self.row_out.weight, out=self.gated)
-        torch.addcmul(x, self.value, self.gate.sigmoid_(), out=out)
 
 
 class Level:
@@ -296,7 +224,7 @@ class Level:
             block.step(column)
 
 
-class PixelCNNPPCache(EncodedRowCache):
+class PixelCNNPPCache(GatedBlockCache):
     r"""
     Row by row the vertical stream, and the taps of the combined one on rows above; pixel by pixel the rest of it.
 
@@ -305,46 +233,33 @@ class PixelCNNPPCache(EncodedRowCache):
     """
 
     def __init__(self, model, batch, height, width, class_ids=None):
-        super().__init__(model, batch, height, width, class_ids, pixels_left=1)
-        network, self.size, self.class_ids = model.model, model.config.hidden_size, class_ids
-        self.signs = torch.tensor([[1.0], [-1.0]], **self.factory)
-        padded_width = width + -width % 4
-        self.vertical_in, self.above_in, self.left_in = (
-            self.keep_all((layer.visible_weight(), layer.bias))
-            for layer in (network.vertical_in, network.combined_in_above, network.combined_in_left)
+        network, padded_width = model.model, width + -width % 4
+        super().__init__(
+            model,
+            batch,
+            height,
+            width,
+            class_ids,
+            in_above=network.combined_in_above,
+            in_left=network.combined_in_left,
+            padded_width=padded_width,
         )
-        # Rows r - 2 and r - 1 of the encoded image, and what is known of row r when it begins: its channel of ones.
-        self.input_rows = self.zeros(batch, 3, padded_width, self.input_size + 1)
-        self.input_rows[:, 2, :width, -1] = 1
-        self.first_above = self.zeros(batch, width, self.size)
-        self.left_weight = self.keep(self.left_in[0][:, :-1, 1, 0].T.contiguous())
+        self.vertical_in = self.keep_all((network.vertical_in.visible_weight(), network.vertical_in.bias))
         self.full = Level(self, network, 0, width, padded_width, self.hidden)
-
-    def class_bias(self, block) -> torch.Tensor | None:
-        """What the class adds to the last convolution of a block, `(batch, 1, 2 * features)`; `None` without one."""
-        if self.class_ids is None:
-            return None
-        return self.keep(block.class_embedding(self.class_ids)[:, None, :, 0, 0])
 
     def start_row(self, row):
         self.row, self.phase = row, row % 4
         self.run(("row", row == 0, self.phase), self.compute_row)
 
     def compute_row(self):
-        u = first = torch.zeros_like(self.first_above[:, :1])  # above the first row there is nothing, not even a bias
+        self.start_first_layer()
+        u = torch.zeros_like(self.first_above[:, :1])  # above the first row there is nothing, not even a bias
         if self.row > 0:
-            self.input_rows[:, 0].copy_(self.input_rows[:, 1])
-            self.input_rows[:, 1, : self.width, :-1] = self.finished_row
-            self.input_rows[:, 1, : self.width, -1] = 1
             u = self.convolve_rows(self.input_rows[:, :2], *self.vertical_in)
-            first = self.convolve_rows(self.input_rows[:, 1:2], *self.above_in)[:, : self.width]
-        left = self.convolve_rows(self.input_rows[:, 1:], *self.left_in)[:, : self.width - 1]
-        self.first_above.copy_(first + F.pad(left, (0, 0, 1, 0)))  # of the pixel to the left
         self.full.start_row(u.expand(-1, self.input_rows.shape[2], -1))
 
     def compute_pixel(self, column, channel):
-        above, left = self.first_above[:, column], self.seen_inputs(column, 0)
-        torch.addmm(above, left, self.left_weight, out=self.full.first[0])
+        self.first_layer(column, self.full.first[0])
         self.full.step(column)
 
 

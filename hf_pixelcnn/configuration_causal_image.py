@@ -1,4 +1,4 @@
-"""What the configurations of all families have in common, and those of families of masked kernels."""
+"""What the configurations of all families have in common, those of masked kernels, and those of gated blocks."""
 
 import math
 from dataclasses import Field, field, fields
@@ -303,4 +303,45 @@ class MaskedKernelConfig(CausalImageModelingConfig):
             raise ValueError("`first_kernel_size` must be at least 3: a masked 1×1 kernel sees nothing, got 1.")
 
 
-__all__ = ["CausalImageModelingConfig", "MaskedKernelConfig", "as_height_and_width", "is_int"]
+@strict
+class GatedBlockConfig(CausalImageModelingConfig):
+    r"""
+    Base configuration of families of gated residual blocks, whose networks see earlier pixels only.
+
+    The fields are those of [`CausalImageModelingConfig`] and those below. The defaults are those of CIFAR-10:
+    `image_size` 32, 3 channels, 256 levels. `num_head_layers` defaults to 0. Colours need
+    `output_distribution="logistic_mixture"`, which is the default, except for one channel of two levels or of symbols
+    (`input_encoding="embedding"`).
+
+    Args:
+        dropout (`float`, defaults to 0.5):
+            Probability with which an element is dropped before the second convolution of a block in training.
+        weight_norm (`bool`, defaults to `True`):
+            Whether layers have a direction and a gain in place of a weight. `fold_weight_norm` of the model turns it
+            off, which leaves fewer parameters and the same function.
+    """
+
+    image_size: int | list[int] | tuple[int, ...] = 32
+    num_channels: int = 3
+    num_levels: int = 256
+    num_head_layers: int = 0
+    dropout: float | int = 0.5
+    weight_norm: bool = True
+
+    def __post_init__(self, **kwargs):
+        has_order = self.num_levels > 2 and self.input_encoding == "scaled"
+        if self.output_distribution is None and (self.num_channels > 1 or has_order):
+            self.output_distribution = "logistic_mixture"
+        super().__post_init__(**kwargs)
+
+    def validate_channel_groups(self):
+        if self.num_channels > 1 and self.output_distribution in ("bernoulli", "categorical"):
+            raise ValueError(
+                f"`output_distribution` of a {self.model_type} must be 'logistic_mixture' for images of more than one "
+                f"channel, because its network sees earlier pixels only, got {self.output_distribution!r} for "
+                f"{self.num_channels}; a pixelcnn or gated_pixelcnn can have it."
+            )
+        super().validate_channel_groups()
+
+
+__all__ = ["CausalImageModelingConfig", "GatedBlockConfig", "MaskedKernelConfig", "as_height_and_width", "is_int"]

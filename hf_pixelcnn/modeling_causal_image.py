@@ -500,10 +500,13 @@ class CausalImageBackbone(CausalImagePreTrainedModel):
         rows_seen_above (`int`, or `math.inf`): How many rows above its own a dimension can depend on, at most.
         row_alignment (`int`): The network run on the lower part of an image is right if that begins at a multiple of so
             many rows.
+        reads_image_size (`bool`): Whether features depend on the height and width of the image itself. If so, the
+            network is right only when it runs on all of the image.
     """
 
     encoding: PixelEncoding
     row_alignment = 1
+    reads_image_size = False
 
     @property
     def rows_seen_above(self) -> int | float:
@@ -513,6 +516,9 @@ class CausalImageBackbone(CausalImagePreTrainedModel):
         """The row to begin at so that the network run on the lower part of an image is right from `row` on."""
         first = max(0, row - self.rows_seen_above)
         return int(first - first % self.row_alignment)
+
+    def make_monotone(self):
+        """Change positive weights where that is needed for features to increase in all inputs that they depend on."""
 
     def backbone_features(
         self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, collect: Callable[[torch.Tensor], None]

@@ -13,68 +13,14 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .adapters_causal_image import AdaptedConv2d
+from .blocks_causal_image import GatedBlockPreTrainedModel, GatedResidualBlock, shift_down, shift_right
 from .caching_pixelcnn_pp import PixelCNNPPCache
 from .classification_causal_image import ImageClassification
 from .configuration_pixelcnn_pp import PixelCNNPPConfig
-from .masking_causal_image import CausalConv2d, CornerConv2d, MaskedConv2d, UpsamplingConv2d, VerticalConv2d
-from .modeling_causal_image import (
-    CausalImageBackbone,
-    CausalImageModeling,
-    CausalImagePreTrainedModel,
-    ClassEmbedding,
-    Family,
-    PixelEncoding,
-)
+from .masking_causal_image import CausalConv2d, CornerConv2d, UpsamplingConv2d, VerticalConv2d
+from .modeling_causal_image import CausalImageBackbone, CausalImageModeling, Family, PixelEncoding
 
 KERNEL_SIZE = 3
-
-
-def concat_elu(x: torch.Tensor) -> torch.Tensor:
-    """ELU of x and of -x: twice the features."""
-    return F.elu(torch.cat((x, -x), dim=1))
-
-
-def shift_down(x: torch.Tensor) -> torch.Tensor:
-    """Every row gets what was in the row above it, the first one zeros."""
-    return F.pad(x, (0, 0, 1, -1))
-
-
-def shift_right(x: torch.Tensor) -> torch.Tensor:
-    """Every column gets what was in the column to its left, the first one zeros."""
-    return F.pad(x, (1, -1))
-
-
-class PixelCNNPPBlock(nn.Module):
-    """
-    A gated residual block of stream x with features a from elsewhere (section 2.5; e: class bias):
-
-        t = conv(celu(x)) + conv_1×1(celu(a))
-        v, g = conv(dropout(celu(t))) + e
-        x + v · σ(g)
-    """
-
-    def __init__(self, config: PixelCNNPPConfig, conv: type[VerticalConv2d | CornerConv2d], other_size: int):
-        super().__init__()
-        size, norm = config.hidden_size, config.weight_norm
-        self.conv_in = conv(2 * size, size, KERNEL_SIZE, weight_norm=norm)
-        self.conv_other = MaskedConv2d(2 * other_size, size, 1, weight_norm=norm) if other_size else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.conv_out = conv(2 * size, 2 * size, KERNEL_SIZE, weight_norm=norm, init_scale=0.1)
-        self.class_embedding = ClassEmbedding(config.num_classes, 2 * size) if config.num_classes else None
-
-    def forward(
-        self, x: torch.Tensor, other: torch.Tensor | None = None, class_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        t = self.conv_in(concat_elu(x))
-        if other is not None:
-            assert self.conv_other is not None
-            t = t + self.conv_other(concat_elu(other))
-        vg = self.conv_out(self.dropout(concat_elu(t)))
-        if self.class_embedding is not None:
-            vg = vg + self.class_embedding(class_ids)
-        value, gate = vg.chunk(2, dim=1)
-        return x + value * torch.sigmoid(gate)
 
 
 class PixelCNNPPLayer(GradientCheckpointingLayer):
@@ -86,8 +32,9 @@ class PixelCNNPPLayer(GradientCheckpointingLayer):
     def __init__(self, config: PixelCNNPPConfig, has_skips: bool):
         super().__init__()
         size = config.hidden_size
-        self.vertical = PixelCNNPPBlock(config, VerticalConv2d, size if has_skips else 0)
-        self.combined = PixelCNNPPBlock(config, CornerConv2d, 2 * size if has_skips else size)
+        skip_size = size if has_skips else 0
+        self.vertical = GatedResidualBlock(config, size, VerticalConv2d, KERNEL_SIZE, skip_size)
+        self.combined = GatedResidualBlock(config, size, CornerConv2d, KERNEL_SIZE, size + skip_size)
 
     def forward(
         self,
@@ -102,21 +49,9 @@ class PixelCNNPPLayer(GradientCheckpointingLayer):
         return u, ul
 
 
-class PixelCNNPPPreTrainedModel(CausalImagePreTrainedModel):
+class PixelCNNPPPreTrainedModel(GatedBlockPreTrainedModel):
     config_class = PixelCNNPPConfig
     _no_split_modules = ["PixelCNNPPLayer"]
-
-    def head_options(self):
-        return {"activation": F.elu, "weight_norm": self.config.weight_norm}
-
-    def fold_weight_norm(self):
-        """Replace direction and gain of every layer by the weight that they stand for, in place; not with adapters."""
-        if any(isinstance(module, AdaptedConv2d) for module in self.modules()):
-            raise ValueError("Adapters change directions, which folding replaces: merge and unload them first.")
-        for module in self.modules():
-            if isinstance(module, CausalConv2d):
-                module.fold_weight_norm()
-        self.config.weight_norm = False
 
 
 class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):

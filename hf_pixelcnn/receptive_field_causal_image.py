@@ -66,8 +66,8 @@ def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.Ten
     - Where a path leads, nothing cancels it. All features are positive, and every layer increases in each of them: ReLU
       and ELU have slope 1 there; tanh(a) σ(b) and a σ(b) increase in a > 0 and in b; in concatenated ELUs x and -x meet
       the same weight, and the slope 1 - e⁻ˣ of their sum is positive; σ(f) c + σ(i) tanh(g) and σ(o) tanh(c) of an LSTM
-      increase in all of these where c, g > 0. Sums of positive terms are positive, and weights are small enough that no
-      tanh saturates.
+      increase in all of these where c, g > 0; attention that is the same for all pixels increases in their values. Sums
+      of positive terms are positive, and weights are small enough that no tanh saturates.
 
     What a distribution reads of its own pixel besides the network's outputs, as mixtures do, is in the field, too.
 
@@ -103,6 +103,7 @@ def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.Ten
             if isinstance(module, CausalConv2d):
                 module.fold_weight_norm()  # direction and gain are another way to write the same weights
         make_positive(network)
+        network.model.make_monotone()
         features = network.model.encoding.features_per_channel
         image = torch.ones(1, config.num_channels * features, height, width, dtype=torch.float64, requires_grad=True)
         network.model.encoding.register_forward_hook(lambda module, args, output: image)

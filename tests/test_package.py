@@ -23,7 +23,7 @@ LAYERS = (
     ("recurrence",),
     ("adapters",),
     ("caching", "canvas", "sampling", "generation"),
-    ("modeling", "classification"),
+    ("modeling", "blocks", "classification"),
     ("image_processing", "pictures", "pipeline", "preview", "receptive_field", "compression"),
     ("__init__",),
 )

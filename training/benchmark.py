@@ -38,11 +38,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig, PixelRNNConfig
+from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig, PixelRNNConfig, PixelSNAILConfig
 from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.training import InputError, has_fast_bfloat16, run_facts, write_json
 
 COLOUR = {"num_channels": 3, "num_levels": 256, "hidden_size": 66, "head_hidden_size": 66}
+GREY = {"image_size": 28, "num_channels": 1, "num_levels": 2}
 CASES = {
     "grey": GatedPixelCNNConfig(),  # the reference network
     "grey_64": GatedPixelCNNConfig(image_size=64),
@@ -52,6 +53,7 @@ CASES = {
     "colour": GatedPixelCNNConfig(image_size=32, **COLOUR),
     "colour_64": GatedPixelCNNConfig(image_size=64, **COLOUR),
     "plusplus": PixelCNNPPConfig(hidden_size=40, num_hidden_layers=2),
+    "snail": PixelSNAILConfig(hidden_size=32, num_hidden_layers=3, num_blocks=2, value_size=32, **GREY),
     "diagonal": PixelRNNConfig(),
     "row": PixelRNNConfig(recurrence="row_lstm"),
 }
