@@ -51,10 +51,16 @@ def test_pictures_of_other_formats_have_no_text(tmp_path):
 def test_a_loss_curve_is_in_bits(tmp_path, monkeypatch):
     plotted, plot = [], Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda self, *args, **kw: plotted.append(args[1]) or plot(self, *args, **kw))
-    history = [{"epoch": 1, "loss": math.log(2)}, {"epoch": 2, "loss": math.log(2) / 2}, {"epoch": 2, "eval_loss": 1.0}]
+    history = [
+        {"epoch": 0.75, "step": 3, "loss": math.log(2)},
+        {"epoch": 1, "step": 4, "loss": 5 * math.log(2)},  # the one step that is left of the epoch
+        {"epoch": 1, "step": 4, "eval_loss": 1.0},
+        {"epoch": 1.75, "step": 7, "loss": math.log(2) / 2},
+    ]
     draw_loss_curve(history, tmp_path / "curve.png")
-    assert plotted[0] == pytest.approx((1.0, 0.5))
+    assert plotted[0] == pytest.approx((1, (5 + 3 * 0.5) / 4))  # windows of three steps
     assert plotted[1] == pytest.approx((1 / math.log(2),))
+    assert Image.open(tmp_path / "curve.png").width >= 480
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_training import one_line_error
 
 from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn.training import draw_loss_curve
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +73,26 @@ def test_the_card_says_what_was_measured_and_nothing_else(run, tmp_path, uncheck
     assert first.index('from_pretrained("me/digits")') < first.index('"me/digits", trust_remote_code=True')
     for text in ("| `ylecun/mnist` | `test` | 10,000 | 0.1174 | 0.0814 |", "4,686 steps", "hidden_size: 12  # small"):
         assert text in card.text
+    lines = [line for line in card.text.splitlines() if line]
+    assert lines[1].endswith("4 / 256). It reaches **0.1174 bits per dimension** on `test` of `ylecun/mnist`.")
+    assert f"python training/{RESULTS['command']}" in card.text
+    assert ", seed 0." in card.text
     for unknown in ("nats per image", "minutes", "epochs", "None", "nan"):
         assert unknown not in card.text
+
+
+def test_the_card_has_words_about_quality_and_a_curve_if_there_are_any(run, tmp_path, unchecked):
+    results = RESULTS | {"command": f"{RESULTS['command']} --resume_from_checkpoint last --seed 1"}
+    (run / "results.json").write_text(json.dumps(results))
+    draw_loss_curve([{"epoch": 1, "step": 3, "loss": 1.0}], run / "loss_curve.png")
+    publish.main(["--model", str(run), "--output_dir", str(tmp_path / "hub"), "--quality", "Strokes break."])
+    for _ in range(2):  # the second time from what was written
+        text = (tmp_path / "hub" / "README.md").read_text()
+        assert "seed 0. Strokes break." in text
+        assert "](loss_curve.png)" in text
+        assert f"python training/{RESULTS['command']} --seed 1\n" in text  # from its start
+        publish.main(["--model", str(tmp_path / "hub"), "--output_dir", str(tmp_path / "hub")])
+    assert (tmp_path / "hub" / "loss_curve.png").read_bytes() == (run / "loss_curve.png").read_bytes()
 
 
 def test_without_results_the_card_claims_nothing(run, tmp_path, unchecked):
@@ -131,7 +151,7 @@ def test_folders_that_hold_something_else_are_left_alone(run, tmp_path, unchecke
     (notes / "analysis.py").write_text("")
     assert "did not write (README.md, analysis.py)" in refused(notes)
     publish.main(["--model", str(run), "--output_dir", str(tmp_path / "hub")])
-    for name in ("loss_curve.png", "mine.py"):
+    for name in ("notes.png", "mine.py"):
         (tmp_path / "hub" / name).write_text("")
         assert f"did not write ({name})" in refused(tmp_path / "hub")
         (tmp_path / "hub" / name).unlink()
@@ -227,6 +247,10 @@ def test_the_folders_in_model_cards_are_what_publish_writes_today(folder, tmp_pa
     """Less the source files, which git holds once; `make cards` brings the rest up to date."""
     if folder not in FIRST_OF_FAMILY.values():  # one of each family is really loaded without the package
         monkeypatch.setattr(publish, "check_folder", lambda folder, model: None)
+    results = json.loads((folder / "results.json").read_text())
+    recipe = ROOT / re.search(r"--config (\S+)", results["command"])[1]
+    assert (folder / "recipe.yaml").read_text() == recipe.read_text()  # the one that the command names
+    assert results["split"] == "test"
     place = str(folder.relative_to(ROOT))
     shutil.copytree(folder, tmp_path / place, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -29,7 +30,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 PRIVATE = re.compile(  # absolute paths, home and parent folders; tokens; credentials and user names in URLs
     r"""(^|[\s=,;\[({"'])(/\w|~|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|hf_[A-Za-z0-9]{20,}|://[^/\s]*@|\w@[\w.-]+:"""
 )
-WRITTEN = ("README.md", "*.json", "model*.safetensors", "samples.png", "recipe.yaml")
+WRITTEN = ("README.md", "*.json", "model*.safetensors", "samples.png", "loss_curve.png", "recipe.yaml")
 MARK = "With the `hf_pixelcnn` package installed"  # which every card says
 MODULES = {path.name for path in Path(hf_pixelcnn.__file__).parent.glob("*.py")}
 
@@ -45,6 +46,9 @@ class FolderArguments:
     )
     recipe: str | None = field(
         default=None, metadata={"help": "YAML recipe of the run; by default the model folder's recipe.yaml."}
+    )
+    quality: str | None = field(
+        default=None, metadata={"help": "What the samples look like and where they fail, in words, for the card."}
     )
     license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights, as the Hub spells it."})
     max_shard_size: str = field(default="5GB", metadata={"help": "Weights above this size are split into files."})
@@ -134,6 +138,8 @@ def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArgument
     """
     source = Path(args.model)
     results, recipe = read_results(source, args.dataset), read_recipe(source, args.recipe)
+    if args.quality:
+        results["quality"] = args.quality
     model, processor = load_model(args.model, dtype="auto")
     if model.config.model_type not in FAMILIES:
         raise InputError(f"{args.model} is a {model.config.model_type}, not one of {', '.join(FAMILIES)}.")
@@ -148,11 +154,15 @@ def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArgument
         write_json(results, folder / "results.json")
     if recipe:
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    if (source / "samples.png").exists():
-        shutil.copyfile(source / "samples.png", folder / "samples.png")
-    else:
+    for name in ("samples.png", "loss_curve.png"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / "samples.png").exists():
         draw_samples(model, processor, 64, results.get("seed", 0), folder / "samples.png")
-    card = model_card(place, is_on_hub, model, processor, results, recipe, args.license)
+    with Image.open(folder / "samples.png") as samples:
+        seed = samples.info.get("seed")
+    has_curve = (folder / "loss_curve.png").exists()
+    card = model_card(place, is_on_hub, model, processor, results, recipe, args.license, seed, has_curve)
     card.save(folder / "README.md")
     return model
 

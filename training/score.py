@@ -9,7 +9,7 @@ of each image depends only on `--seed` and its place in the split, and `--num_bi
 mean, and the standard deviation between them.
 
     --per_class true          a table of the scores of each class of the data set
-    --heat_map surprise.png   the first images, and where they are surprising
+    --heat_map surprise.png   images from the least to the most surprising one, and where they are surprising
     --classify true           accuracy and calibration of a class-conditional model as a classifier, by Bayes' rule
 """
 
@@ -38,6 +38,7 @@ from hf_pixelcnn.training import (
     load_model,
     load_split,
     metrics_of,
+    mixed_choice,
     names_in,
     run_facts,
     score_by_class,
@@ -66,7 +67,9 @@ class EvaluationArguments:
     )
     per_class: bool = field(default=False, metadata={"help": "Also score the images of each class by themselves."})
     heat_map: str | None = field(default=None, metadata={"help": "Picture to write: where images are surprising."})
-    num_heat_maps: int = field(default=16, metadata={"help": "How many images it shows, from the start of the split."})
+    num_heat_maps: int = field(
+        default=16, metadata={"help": "How many images it shows, from the least to the most surprising one."}
+    )
     classify: bool = field(default=False, metadata={"help": "Classify the images by Bayes' rule."})
     class_temperature: float | None = field(
         default=None, metadata={"help": "With --classify: divides the log-probabilities of classes."}
@@ -88,13 +91,13 @@ def check_arguments(args: EvaluationArguments):
 
 
 @torch.no_grad()
-def draw_surprise(model, processor, images: LevelDataset, count: int, path: str):
-    """Draw the first `count` images and the negative log-likelihood of their pixels."""
-    batch = collate_levels([images[index] for index in range(min(count, len(images)))])
+def draw_surprise(model, processor, images: LevelDataset, nats: torch.Tensor, count: int, path: str):
+    """Draw `count` images, from the least to the most surprising one, and the surprise of their pixels."""
+    batch = collate_levels([images[index] for index in mixed_choice(nats, count)])
     class_ids = batch["class_ids"].to(model.device) if model.config.num_classes else None
-    nats = -model.log_prob(batch["labels"].to(model.device), class_ids=class_ids).sum(dim=1).cpu().float()
     levels = batch["labels"]
-    draw_heat_maps(images_of(levels, processor, model.config.num_levels), nats, path)
+    surprise = -model.log_prob(levels.to(model.device), class_ids=class_ids).sum(dim=1).cpu().float()
+    draw_heat_maps(images_of(levels, processor, model.config.num_levels), surprise, levels.shape[1], path)
 
 
 def load_images(args: EvaluationArguments, config, processor) -> tuple[Dataset, LevelDataset]:
@@ -187,7 +190,7 @@ def main(arguments: list[str] | None = None):
     if classifier:
         results["classification"] = classify(classifier, images, args.batch_size)
     if args.heat_map:
-        draw_surprise(model, processor, images, args.num_heat_maps, args.heat_map)
+        draw_surprise(model, processor, images, nats, args.num_heat_maps, args.heat_map)
     if args.output:
         names = ("model", "dataset", "split", "dtype", "batch_size", "seed", "num_binarizations", "class_temperature")
         question = {name: getattr(args, name) for name in names}

@@ -20,6 +20,7 @@ CHOICES = {  # of fields of configs
     "output_distribution": ("bernoulli", "categorical", "logistic_mixture"),
     "input_encoding": ("scaled", "embedding"),
     "class_prior": ("learned",),
+    "recurrence": ("row_lstm", "diagonal_bilstm"),
 }
 COMMON = [  # options of `PixelCNNTrainingArguments` that `--help` lists
     "output_dir",

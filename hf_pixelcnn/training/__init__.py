@@ -30,6 +30,7 @@ from .pictures import (
     draw_loss_curve,
     draw_regions,
     draw_samples,
+    mixed_choice,
     save_picture,
 )
 from .progress import EpochLines, say_epochs
@@ -83,6 +84,7 @@ __all__ = [
     "load_processor",
     "load_split",
     "metrics_of",
+    "mixed_choice",
     "model_card",
     "names_in",
     "nats_per_image",

@@ -26,6 +26,8 @@ def model_card(
     results: dict,
     recipe: str | None,
     license: str,
+    sample_seed: str | None = None,
+    has_curve: bool = False,
 ) -> ModelCard:
     r"""
     The card of a published model. It claims nothing beyond `results`.
@@ -37,9 +39,12 @@ def model_card(
         results (`dict`): What training/train.py writes to `results.json`, or nothing.
         recipe (`str`, *optional*): Text of the recipe of the run.
         license (`str`): Licence of the weights, as the Hub spells it.
+        sample_seed (`str`, *optional*): Seed of the grid `samples.png`, if that is known.
+        has_curve (`bool`): Whether there is a `loss_curve.png`.
     """
     config, name = model.config, Path(place).name
     levels = describe_levels(processor, config.num_levels)
+    channels = {1: "one channel", 3: "three channels"}.get(config.num_channels, f"{config.num_channels} channels")
     return ModelCard.from_template(
         card_data(name, config.model_type, levels, results, license),
         template_path=str(TEMPLATE),
@@ -52,16 +57,41 @@ def model_card(
         family=FAMILIES[config.model_type],
         num_parameters=f"{model.num_parameters():,}",
         size="×".join(map(str, config.image_size)),
-        channels={1: "one channel", 3: "three channels"}.get(config.num_channels, f"{config.num_channels} channels"),
+        channels=channels,
+        how_good=how_good(results),
         levels=levels,
         rows_seen=model.model.rows_seen_above,
         scores=table_of_scores(results),
-        judged=results.get("judged"),  # by training/judge.py
         training=facts_of_training(results),
-        command=results.get("command"),
+        command=training_command(results),
+        quality=results.get("quality"),
+        sample_seed=sample_seed,
+        has_curve=has_curve,
         commit=results.get("commit"),
         recipe=recipe,
     )
+
+
+def how_good(results: dict) -> list[str]:
+    """What was measured, in a few words each; nothing if nothing was."""
+    words = []
+    if "bits_per_dim" in results:
+        where = f" on `{results['split']}` of `{results['dataset']}`" if "split" in results else ""
+        words.append(f"**{results['bits_per_dim']:.4f} bits per dimension**{where}")
+    if judged := results.get("judged"):  # by training/judge.py
+        share = judged["share_of_samples_taken_for_their_class"]
+        words.append(
+            f"{share:.1%} of {judged['num_images']:,} samples are taken for their class by `{judged['classifier']}`"
+        )
+    return words
+
+
+def training_command(results: dict) -> str | None:
+    """The command that trains such a model, from its start, in a copy of the project."""
+    if "command" not in results:
+        return None
+    command = re.sub(r" --resume_from_checkpoint(=| +)\S+", "", results["command"])
+    return f"python training/{command}" if command.startswith("train.py") else command
 
 
 def describe_levels(processor: PixelCNNImageProcessor | None, num_levels: int) -> str:

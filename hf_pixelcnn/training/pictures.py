@@ -105,20 +105,33 @@ def add_captions(grid: Image.Image, title: str, rows: Sequence[str] = (), column
     return picture
 
 
-def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, path: str):
+def mixed_choice(nats: torch.Tensor, count: int) -> list[int]:
     r"""
-    Draw images, and beside each one how surprising its pixels are.
+    Indices of images from the least to the most surprising one, at even distances in that order.
+
+    Args:
+        nats (`torch.Tensor` of shape `(num_images,)`): Negative log-likelihood of each image.
+        count (`int`): How many; all if there are fewer.
+    """
+    order, count = nats.argsort(stable=True), min(count, len(nats))
+    return order[torch.linspace(0, len(nats) - 1, count).round().long()].tolist()
+
+
+def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, num_channels: int, path: str | Path):
+    r"""
+    Draw images, and beside each one how surprising its pixels are, with its bits per dimension.
 
     Args:
         images (sequence of `PIL.Image.Image`): n images.
         nats (`torch.Tensor` of shape `(n, height, width)`): Negative log-likelihood of every pixel.
+        num_channels (`int`): Dimensions of a pixel.
         path (`str`): Where to write the picture.
     """
     from matplotlib.figure import Figure
 
     pairs = min(4, len(images))  # per row
     rows = math.ceil(len(images) / pairs)
-    figure = Figure(figsize=(2.6 * pairs + 1, 1.35 * rows + 0.2), layout="constrained")
+    figure = Figure(figsize=(max(2.6 * pairs + 1, 4), 1.6 * rows + 0.2), layout="constrained")
     axes = figure.subplots(rows, 2 * pairs, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -126,8 +139,11 @@ def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, path: str)
         left, right = axes[index // pairs, 2 * (index % pairs) :][:2]
         left.imshow(image, cmap="gray", vmin=0, vmax=255)
         shown = right.imshow(surprise.numpy(), cmap="inferno", vmin=0, vmax=nats.max().item())
+        bits = bits_per_dim(surprise.double().mean().item(), num_channels)
+        right.set_title(f"{bits:.3f} bits/dim", fontsize=8)
     figure.colorbar(shown, ax=axes, label="nats per pixel", fraction=0.03)
-    figure.savefig(path, dpi=120)
+    with written_beside(path) as beside:
+        figure.savefig(beside, dpi=150)
 
 
 def check_picture_path(path: str):
@@ -136,7 +152,27 @@ def check_picture_path(path: str):
         raise InputError(f"cannot write {path}: its folder must exist, its name must end as a picture's, as in .png.")
 
 
-def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = None):
+def even_windows(log_history: Sequence[dict], count: int = 100) -> list[tuple[float, float]]:
+    r"""
+    The training loss in at most `count` windows of about as many steps, as points `(epoch at the end, mean loss)`.
+
+    A log holds means over unequal numbers of steps: the last row of an epoch has those that are left, and may be noise.
+    """
+    rows = [row for row in log_history if "loss" in row]
+    if not rows:
+        return []
+    lengths = [row["step"] - before for before, row in zip([0, *(row["step"] for row in rows)], rows, strict=False)]
+    width = max(math.ceil(sum(lengths) / count), *lengths)
+    points, steps, total = [], 0, 0.0
+    for row, length in zip(rows, lengths, strict=True):
+        steps, total = steps + length, total + length * row["loss"]
+        if steps >= width:
+            points.append((row["epoch"], total / steps))
+            steps, total = 0, 0.0
+    return points
+
+
+def draw_loss_curve(log_history: Sequence[dict], path: str | Path, title: str | None = None):
     r"""
     Draw the training loss and the evaluation loss, in bits per dimension, over epochs.
 
@@ -147,7 +183,7 @@ def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = 
     """
     from matplotlib.figure import Figure
 
-    train = [(row["epoch"], bits_per_dim(row["loss"], 1)) for row in log_history if "loss" in row]
+    train = [(epoch, bits_per_dim(loss, 1)) for epoch, loss in even_windows(log_history)]
     evaluation = [(row["epoch"], bits_per_dim(row["eval_loss"], 1)) for row in log_history if "eval_loss" in row]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -155,14 +191,16 @@ def draw_loss_curve(log_history: Sequence[dict], path: str, title: str | None = 
         axes.plot(*zip(*train, strict=True), linewidth=1, label="training")
     if evaluation:
         axes.plot(*zip(*evaluation, strict=True), "o-", label="evaluation")
-    settled = [loss for epoch, loss in train if epoch >= 0.1 * train[-1][0]] + [loss for _, loss in evaluation]
+    last = max((epoch for epoch, _ in [*train, *evaluation]), default=0)
+    settled = [loss for epoch, loss in [*train, *evaluation] if epoch >= 0.1 * last]
     if settled:  # the first steps are far above the rest and would flatten it
         margin = 0.05 * (max(settled) - min(settled)) or 0.05
         axes.set_ylim(min(settled) - margin, max(settled) + margin)
         axes.legend()
     axes.set(xlabel="epoch", ylabel="bits per dimension", title=title)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with written_beside(path) as beside:
+        figure.savefig(beside, dpi=120)
 
 
 def draw_regions(panels: dict[str, torch.Tensor], colours: dict[str, str], path: str):
