@@ -140,9 +140,13 @@ def test_the_picture_shows_field_and_blind_spot(tmp_path, capsys):
         [beyond, seen, seen, seen, seen, blind, beyond],
         [beyond, seen, seen, pixel, future, future, future],
     ]
-    words = ["--models", str(tmp_path / "pixelcnn"), str(tmp_path / "gated_pixelcnn"), "--output"]
+    build_model("pixelsnail").config.save_pretrained(tmp_path / "pixelsnail")
+    words = ["--models", *(str(tmp_path / name) for name in ("pixelcnn", "gated_pixelcnn", "pixelsnail")), "--output"]
     script.main([*words, str(tmp_path / "field.png")])
-    assert "gated_pixelcnn: 24 pixels in the receptive field, 0 in the blind spot" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "gated_pixelcnn: 24 pixels in the receptive field, 0 in the blind spot" in printed
+    all_of_the_past = 4 * 9 + 4  # four rows above, as many as the others need
+    assert f"pixelsnail: {all_of_the_past} pixels in the receptive field, 0 in the blind spot" in printed
     assert (tmp_path / "field.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match="cannot draw the receptive field of 'nowhere'"):
+    with pytest.raises(SystemExit, match="cannot draw the receptive field of nowhere"):
         script.main(["--models", "nowhere", "--output", str(tmp_path / "field.png")])

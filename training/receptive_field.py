@@ -8,6 +8,7 @@ Each panel shows the surroundings of a predicted pixel as far as the model sees:
 it, and its blind spot, the part of the past that lies within reach but is not seen.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hf_pixelcnn.receptive_field_causal_image import REGIONS, receptive_field, r
 from hf_pixelcnn.training import InputError, draw_regions
 
 MOST_PIXELS = 96  # to each side of the predicted one
+ENDLESS_PIXELS = 12  # where all of the past is seen, and nothing else says how much to show
 
 
 @dataclass
@@ -32,14 +34,19 @@ class ReceptiveFieldArguments:
     output: str = field(default="receptive_field.png", metadata={"help": "PNG file to write."})
 
 
+def field_within(config, channel: int, margin: int) -> torch.Tensor:
+    """What is seen of so many pixels above a pixel and to both sides: bool `(margin + 1, 2 * margin + 1)`."""
+    config.image_size = [margin + 1, 2 * margin + 1]
+    with torch.device("meta"):  # no weights are needed
+        model = AutoModel.from_config(config)
+    return receptive_field(model, margin, margin, channel).any(0)
+
+
 def unclipped_field(config, channel: int) -> torch.Tensor:
     """The field of a pixel, with a margin of one pixel above and on both sides: bool `(n + 1, 2 n + 1)`."""
     margin = 4
     while True:
-        config.image_size = [margin + 1, 2 * margin + 1]
-        with torch.device("meta"):  # no weights are needed
-            model = AutoModel.from_config(config)
-        seen = receptive_field(model, margin, margin, channel).any(0)
+        seen = field_within(config, channel, margin)
         rows, columns = seen.nonzero().T
         reach = max(margin - int(rows.min()), int((columns - margin).abs().max())) if len(rows) else 0
         if reach < margin or margin >= MOST_PIXELS:
@@ -48,22 +55,36 @@ def unclipped_field(config, channel: int) -> torch.Tensor:
         margin = min(2 * margin, MOST_PIXELS)
 
 
+def sees_all_rows(config) -> bool:
+    """Whether there is no end to how far a pixel sees."""
+    with torch.device("meta"):
+        return AutoModel.from_config(config).model.rows_seen_above == math.inf
+
+
+def fields_of_one_size(configs: dict, channel: int) -> dict[str, torch.Tensor]:
+    """The fields by name, of the size of the largest that ends; if none does, `ENDLESS_PIXELS` to each side."""
+    fields = {name: unclipped_field(config, channel) for name, config in configs.items() if not sees_all_rows(config)}
+    most = max((len(seen) for seen in fields.values()), default=ENDLESS_PIXELS + 1)
+    for name, config in configs.items():
+        if name not in fields:
+            fields[name] = field_within(config, channel, most - 1)
+    missing = {name: most - len(seen) for name, seen in fields.items()}
+    return {name: F.pad(fields[name], (missing[name], missing[name], missing[name], 0)) for name in configs}
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(ReceptiveFieldArguments).parse(arguments)
     if not Path(args.output).parent.is_dir():
         raise InputError(f"cannot write {args.output}: its folder does not exist.")
-    fields = {}
-    for path in args.models:
-        try:
-            fields[Path(path).name] = unclipped_field(AutoConfig.from_pretrained(path), args.channel)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot draw the receptive field of {path!r}: {error}") from error
-    most = max(len(seen) for seen in fields.values())
+    try:
+        configs = {Path(path).name: AutoConfig.from_pretrained(path) for path in args.models}
+        fields = fields_of_one_size(configs, args.channel)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot draw the receptive field of {', '.join(args.models)}: {error}") from error
     panels = {}
     for name, seen in fields.items():
-        missing = most - len(seen)
-        panels[name] = regions_of(F.pad(seen, (missing, missing, missing, 0)), most - 1, most - 1)
+        panels[name] = regions_of(seen, len(seen) - 1, len(seen) - 1)
         counts = panels[name].flatten().bincount(minlength=len(REGIONS)).tolist()
         print(f"{name}: {counts[2]} pixels in the receptive field, {counts[3]} in the blind spot")
     draw_regions(panels, REGIONS, args.output)
