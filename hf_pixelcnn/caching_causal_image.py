@@ -19,6 +19,7 @@ pixel's own groups, are one run of memory, so "all left taps and the earlier cha
 """
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -73,6 +74,31 @@ def device_of(model) -> torch.device:
     if device is None:
         raise ValueError("The model is on the meta device: it has no weights to draw with.")
     return torch.device(device)
+
+
+def on_one_device(model):
+    r"""
+    A model whose weights can be computed with: itself, or of one that is spread over several devices a copy with all
+    weights on the first of them.
+
+    Args:
+        model: A `...ForCausalImageModeling`.
+
+    Raises:
+        ValueError: If weights are offloaded, or see [`check_as_built`].
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    if any(device.type == "meta" for device in devices):
+        raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
+    check_as_built(model)
+    if len(devices) == 1:
+        return model
+    copied, device = copy.deepcopy(model), device_of(model)
+    if any(hasattr(module, "_hf_hook") for module in copied.modules()):
+        from accelerate.hooks import remove_hook_from_module  # whose hooks would send what layers read to other devices
+
+        remove_hook_from_module(copied, recurse=True)
+    return copied._apply(lambda tensor: tensor.to(device))  # `to` is forbidden where there were hooks
 
 
 def modules_by_name(module: nn.Module, name: str = "") -> Iterator[tuple[str, list[nn.Module]]]:
@@ -308,7 +334,8 @@ class ForwardCache(SamplingCache):
     def compute_parameters(self, column, channel):
         seen = self.levels[:, :, self.top : self.bottom]
         parameters, _ = self.model.distribution_parameters(seen, self.class_ids)
-        self.pixel_parameters = self.distribution.pixels(parameters)[:, self.row - self.top, column]
+        pixels = self.distribution.pixels(parameters)[:, self.row - self.top, column]
+        self.pixel_parameters = pixels.to(self.outputs.device)
 
     def observe(self, column, channel, levels):
         self.levels[:, channel, self.row, column] = levels.clamp_min(0)  # -1: broken, and noticed at the end
@@ -326,9 +353,6 @@ class EncodedRowCache(SamplingCache):
     """
 
     def __init__(self, model, batch, height, width, class_ids=None, *, pixels_left: int):
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
-        check_as_built(model)
         super().__init__(model, batch, height, width, class_ids)
         encoding, self.pixels_left = model.model.encoding, pixels_left
         self.tables = self.keep(encoding.table(**self.factory)).unbind(0)  # per channel: (levels, features)
@@ -418,7 +442,8 @@ def sampling_cache(
     memory stays in use until `model` is deleted, or has drawn `MOST_KEPT` other shapes. It is not shared while in use,
     and is discarded if the request raises.
     """
-    cache = model.sampling_cache_class(model, batch, height, width, class_ids)
+    source = on_one_device(model) if issubclass(model.sampling_cache_class, EncodedRowCache) else model
+    cache = model.sampling_cache_class(source, batch, height, width, class_ids)
     if cache.capture is None or not keep:
         yield cache
         return
@@ -443,6 +468,7 @@ __all__ = [
     "classes_by_name",
     "device_of",
     "group_rows",
+    "on_one_device",
     "pointwise_weights",
     "row_weights",
     "sampling_cache",

@@ -10,7 +10,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .checks_causal_image import check_class_labels, check_levels
 from .configuration_causal_image import CausalImageModelingConfig
-from .modeling_causal_image import CausalImageLikelihood, ClassPrior
+from .modeling_causal_image import CausalImageLikelihood, ClassPrior, mean_of
 
 
 class ImageClassification(CausalImageLikelihood):
@@ -99,12 +99,12 @@ class ImageClassification(CausalImageLikelihood):
         logits = (log_likelihood + self.log_prior(log_likelihood.device)) / self.config.class_temperature
         loss = None
         if labels is not None:
-            labels, weight = labels.long(), self.config.generative_weight
+            labels, weight = labels.to(logits.device, torch.long), self.config.generative_weight
             nats_per_dim = -log_likelihood.gather(1, labels[:, None]).sum() / pixel_values[0].numel()
             cross_entropy = F.cross_entropy(logits, labels, reduction="sum")
             count = len(pixel_values) if num_items_in_batch is None else num_items_in_batch
             discriminative = (1 - weight) * cross_entropy if weight < 1 else 0  # infinite where the prior is 0
-            loss = (weight * nats_per_dim + discriminative) / count
+            loss = mean_of(weight * nats_per_dim + discriminative, count)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         features = self.model(pixel_values, output_hidden_states=True, return_dict=True) if keep else None
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=features and features.hidden_states)

@@ -162,6 +162,11 @@ def _some(words: list[str]) -> str:
     return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
 
 
+def mean_of(total: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+    """A loss: a sum over what was counted, by a number or a tensor on any device."""
+    return total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
+
+
 def _with_a_gradient(run: Callable, layer: Callable, x: torch.Tensor, *args):
     """
     A layer through a reentrant checkpoint, which computes gradients of weights only on the way to an input's: pixels
@@ -601,14 +606,16 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
                 Class of each image, -1 for none; needed by a conditional model, refused by others.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch, channels, height, width)`, at least float32. The log-likelihood of an
-            image is the sum over its dimensions. Gradients flow; wrap in `torch.no_grad()` for scoring alone.
+            `torch.FloatTensor` of shape `(batch, channels, height, width)`, at least float32, on the device of
+            `pixel_values`. The log-likelihood of an image is the sum over its dimensions. Gradients flow; wrap in
+            `torch.no_grad()` for scoring alone.
 
         Raises:
             ValueError, TypeError: If an argument has the wrong dtype, shape or range (unless `log_prob` is compiled).
         """
         parameters, _ = self.distribution_parameters(pixel_values, class_ids)
-        return self.output_distribution.log_prob(parameters, pixel_values)
+        levels = pixel_values.to(parameters.device)  # which are where the head is, of a model on several devices
+        return self.output_distribution.log_prob(parameters, levels).to(pixel_values.device)
 
     def level_log_prob(
         self,
@@ -700,11 +707,12 @@ class CausalImageModeling(CausalImageLikelihood, CausalImageGenerationMixin):
         parameters, hidden_states = self.distribution_parameters(pixel_values, class_ids, output_hidden_states)
         loss = None
         if labels is not None:
-            labels = labels.long()  # in uint8 arithmetic -100 is level 156
+            labels = labels.to(parameters.device, torch.long)  # in uint8 arithmetic -100 is level 156
             counted = labels != -100
             log_prob = self.output_distribution.log_prob(parameters, torch.where(counted, labels, 0))
             nats = -torch.where(counted, log_prob, 0).sum()
-            loss = nats / (counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+            count = counted.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            loss = mean_of(nats, count)
         return CausalImageModelingOutput(loss=loss, logits=parameters, hidden_states=hidden_states)
 
 
@@ -760,4 +768,5 @@ __all__ = [
     "Family",
     "PixelEncoding",
     "PixelHead",
+    "mean_of",
 ]

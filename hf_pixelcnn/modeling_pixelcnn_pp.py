@@ -104,7 +104,8 @@ class PixelCNNPPModel(CausalImageBackbone, PixelCNNPPPreTrainedModel):
         x = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)
         x = F.pad(x, (0, -width % 4, 0, -height % 4))
         u = shift_down(self.vertical_in(x))
-        ul = shift_down(self.combined_in_above(x)) + shift_right(self.combined_in_left(x))
+        ul = shift_down(self.combined_in_above(x))
+        ul = ul + shift_right(self.combined_in_left(x)).to(ul.device)  # accelerate may have put it on another one
         collect(ul)
         skips = [(u, ul)]
         for i, layers in enumerate(self.up_layers):
