@@ -85,9 +85,14 @@ def on_one_device(model):
         model: A `...ForCausalImageModeling`.
 
     Raises:
-        ValueError: If weights are offloaded, or see [`check_as_built`].
+        ValueError: If weights are offloaded or sharded, or see [`check_as_built`].
     """
     devices = {parameter.device for parameter in model.parameters()}
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise ValueError(
+            "`sampler='cached'` needs whole weights, but those of this model are shared among processes (as by "
+            "`fully_shard`): use 'fixed_point' in each of them, with generators of the same seed."
+        )
     if any(device.type == "meta" for device in devices):
         raise ValueError("`sampler='cached'` needs all weights in memory, some are offloaded; use 'fixed_point'.")
     check_as_built(model)
@@ -211,7 +216,12 @@ class SamplingCache:
         model: A `...ForCausalImageModeling`.
         batch (`int`), height (`int`), width (`int`): Images, rows and columns.
         class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): As in `forward`.
+
+    Attributes:
+        reads_weights (`bool`): Whether it computes with the weights of layers, which then must be in one place.
     """
+
+    reads_weights = False
 
     def __init__(self, model, batch: int, height: int, width: int, class_ids: torch.Tensor | None = None):
         self.batch, self.height, self.width = batch, height, width
@@ -352,6 +362,8 @@ class EncodedRowCache(SamplingCache):
         pixels_left (`int`): Zero pixels kept to the left of the row, as many as the first layer's kernel reaches.
     """
 
+    reads_weights = True
+
     def __init__(self, model, batch, height, width, class_ids=None, *, pixels_left: int):
         super().__init__(model, batch, height, width, class_ids)
         encoding, self.pixels_left = model.model.encoding, pixels_left
@@ -442,7 +454,7 @@ def sampling_cache(
     memory stays in use until `model` is deleted, or has drawn `MOST_KEPT` other shapes. It is not shared while in use,
     and is discarded if the request raises.
     """
-    source = on_one_device(model) if issubclass(model.sampling_cache_class, EncodedRowCache) else model
+    source = on_one_device(model) if model.sampling_cache_class.reads_weights else model
     cache = model.sampling_cache_class(source, batch, height, width, class_ids)
     if cache.capture is None or not keep:
         yield cache

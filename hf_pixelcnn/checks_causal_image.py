@@ -52,6 +52,12 @@ def computable(levels: torch.Tensor) -> torch.Tensor:
     return levels.long() if levels.dtype in (torch.uint16, torch.uint32, torch.uint64) else levels
 
 
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor can be asked what is in it: not in code that is compiled or mapped, nor on the meta device."""
+    mapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+    return not (torch.compiler.is_compiling() or tensor.is_meta or mapped)
+
+
 def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingConfig, ignored: int | None = None):
     """Raise unless `levels` are integer levels of images that `config` describes; compiled code skips the values."""
     if not isinstance(levels, torch.Tensor):
@@ -65,7 +71,7 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
         raise ValueError(
             f"`{name}` must have shape (batch, {config.num_channels}, height, width), got {tuple(levels.shape)}."
         )
-    if torch.compiler.is_compiling() or levels.is_meta:
+    if not has_values(levels):
         return
     if levels.numel() == 0:
         raise ValueError(f"`{name}` is empty: its shape is {tuple(levels.shape)}.")
@@ -174,7 +180,7 @@ def _check_ids(name: str, ids: torch.Tensor, batch_size: int, config: CausalImag
         raise TypeError(f"`{name}` must be a LongTensor, got {kind}.")
     if ids.shape != (batch_size,):
         raise ValueError(f"`{name}` must have shape ({batch_size},), one per image, got {tuple(ids.shape)}.")
-    if torch.compiler.is_compiling() or ids.is_meta:
+    if not has_values(ids):
         return
     low, high = torch.stack(ids.aminmax()).tolist()
     if low < least or high >= config.num_classes:

@@ -47,7 +47,7 @@ class ImageClassification(CausalImageLikelihood):
 
     def log_likelihood(self, pixel_values: torch.Tensor, class_id: int) -> torch.Tensor:
         """log p(x | c) in nats of each image for one class, `(batch,)`, at least float32."""
-        class_ids = torch.full((len(pixel_values),), class_id, device=pixel_values.device)
+        class_ids = torch.full(pixel_values.shape[:1], class_id, device=pixel_values.device)
         return self.log_prob(pixel_values, class_ids=class_ids).sum(dim=(1, 2, 3))
 
     @can_return_tuple
@@ -88,7 +88,7 @@ class ImageClassification(CausalImageLikelihood):
         """
         check_levels("pixel_values", pixel_values, self.config)
         if labels is not None:
-            check_class_labels(labels, len(pixel_values), self.config)
+            check_class_labels(labels, pixel_values.shape[0], self.config)
         by_class = [
             checkpoint(self.log_likelihood, pixel_values, class_id, use_reentrant=False)
             if torch.is_grad_enabled()
@@ -102,7 +102,7 @@ class ImageClassification(CausalImageLikelihood):
             labels, weight = labels.to(logits.device, torch.long), self.config.generative_weight
             nats_per_dim = -log_likelihood.gather(1, labels[:, None]).sum() / pixel_values[0].numel()
             cross_entropy = F.cross_entropy(logits, labels, reduction="sum")
-            count = len(pixel_values) if num_items_in_batch is None else num_items_in_batch
+            count = pixel_values.shape[0] if num_items_in_batch is None else num_items_in_batch
             discriminative = (1 - weight) * cross_entropy if weight < 1 else 0  # infinite where the prior is 0
             loss = mean_of(weight * nats_per_dim + discriminative, count)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

@@ -596,6 +596,10 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         )
         return self.output_distribution.from_outputs(self.head(features.last_hidden_state)), features.hidden_states
 
+    def scored_parameters(self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None) -> torch.Tensor:
+        """What `log_prob` scores with."""
+        return self.distribution_parameters(pixel_values, class_ids)[0]
+
     def log_prob(self, pixel_values: torch.Tensor, *, class_ids: torch.Tensor | None = None) -> torch.Tensor:
         r"""
         Exact log-likelihood of every dimension given its past, in nats.
@@ -613,7 +617,7 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         Raises:
             ValueError, TypeError: If an argument has the wrong dtype, shape or range (unless `log_prob` is compiled).
         """
-        parameters, _ = self.distribution_parameters(pixel_values, class_ids)
+        parameters = self.scored_parameters(pixel_values, class_ids)
         levels = pixel_values.to(parameters.device)  # which are where the head is, of a model on several devices
         return self.output_distribution.log_prob(parameters, levels).to(pixel_values.device)
 
@@ -658,6 +662,9 @@ class CausalImageModeling(CausalImageLikelihood, CausalImageGenerationMixin):
 
     generation_config_class = PixelCNNGenerationConfig
     sampling_cache_class: type[SamplingCache] = ForwardCache
+
+    def scored_parameters(self, pixel_values, class_ids):
+        return self(pixel_values, class_ids=class_ids, return_dict=True).logits  # a call gathers sharded weights
 
     @can_return_tuple
     def forward(
