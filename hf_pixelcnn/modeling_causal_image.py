@@ -759,6 +759,7 @@ PROMISES = {  # what every family promises unless its record says otherwise
     "colour_without_mixture": "bernoulli and categorical levels of several channels, each predicted from earlier ones",
     "full_graph": "`torch.compile(fullgraph=True)`, forward and backward",
     "export_ranges": "`torch.export` with a range of heights and widths; without it by `Dim.AUTO`",
+    "mapped_gradients": "`torch.func.vmap` of `torch.func.grad`",
 }
 
 

@@ -164,6 +164,7 @@ FAMILY = Family(
     model_class=PixelRNNModel,
     causal_class=PixelRNNForCausalImageModeling,
     classifier_class=PixelRNNForImageClassification,
+    lacks={"mapped_gradients": "the backward pass of its scan is written by hand"},
 )
 
 __all__ = [

@@ -168,7 +168,8 @@ class PixelSNAILModel(CausalImageBackbone, PixelSNAILPreTrainedModel):
         height, width = image.shape[2:]
         positions = self.positions(height, width, image.dtype, image.device)
         with_ones = torch.cat((image, torch.ones_like(image[:, :1])), dim=1)  # 1 inside the image
-        x = shift_down(self.in_above(with_ones)) + shift_right(self.in_left(with_ones))
+        x = shift_down(self.in_above(with_ones))
+        x = x + shift_right(self.in_left(with_ones)).to(x.device)  # accelerate may have put it on another one
         collect(x)
         for layer in self.layers.children():
             x = layer(x, image, positions, class_ids)
