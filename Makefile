@@ -2,18 +2,22 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 OLDEST := .venv-oldest
+APP := .venv-app
 # As many processes as cores, at most 4.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help install demo test test-quick test-oldest lint benchmark cards golden docs clean
+.PHONY: help install demo app test test-quick test-oldest test-app screenshots lint benchmark cards golden docs clean
 
 help:
 	@echo "make demo       draw digits with a published model, then train one for at most 4 minutes; pictures in demo/"
+	@echo "make app        open a page in the browser: draw, complete, score, look inside"
 	@echo "make test       run the tests"
 	@echo "make test-quick run those that neither train, compile nor start processes"
 	@echo "make test-oldest  run those that depend on versions, with the oldest dependencies that are supported"
+	@echo "make test-app   run those of the page, in a headless Chromium if there is one"
 	@echo "make cards      bring cards and configurations in model_cards/ up to date with the code"
 	@echo "make golden     write the numbers anew that likelihoods and samples are held to"
+	@echo "make screenshots  write the pictures of the page anew that the README shows"
 	@echo "make docs       the reference of the package, as pages in docs/"
 	@echo "make benchmark  time sampling against the forward pass"
 	@echo "make lint       ruff and pyright"
@@ -41,18 +45,35 @@ test: install
 test-quick: install
 	$(PYTHON) $(PYTEST) -m "not slow"
 
-# A second environment that sees the packages of the first one, torch above all, except those it has itself.
-$(OLDEST)/.installed: $(VENV)/.installed constraints-oldest.txt
-	rm -rf $(OLDEST)
-	python3 -m venv $(OLDEST)
+# Other environments see the packages of the first one, torch above all, except those they have themselves.
+define beside-the-first
+	rm -rf $(1)
+	python3 -m venv $(1)
 	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-		> $$($(OLDEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r constraints-oldest.txt
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -e .
-	@touch $@
+		> $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r $(2)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -e .
+	@touch $(1)/.installed
+endef
+
+$(OLDEST)/.installed: $(VENV)/.installed constraints-oldest.txt
+	$(call beside-the-first,$(OLDEST),constraints-oldest.txt)
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python $(PYTEST) -m versions --durations 15
+
+# Gradio takes another Pillow than the tests of images were run with.
+$(APP)/.installed: $(VENV)/.installed constraints-app.txt
+	$(call beside-the-first,$(APP),constraints-app.txt)
+
+app: $(APP)/.installed
+	$(APP)/bin/python model_cards/space/app.py --open
+
+test-app: $(APP)/.installed
+	$(APP)/bin/python -m pytest tests/test_app.py tests/test_app_in_a_browser.py --durations 15
+
+screenshots: $(APP)/.installed
+	SCREENSHOTS=model_cards/space/screenshots $(APP)/bin/python -m pytest tests/test_app_in_a_browser.py
 
 cards: install
 	set -e; for config in model_cards/*/config.json; do \
@@ -74,4 +95,4 @@ lint: install
 	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build demo docs runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(APP) build demo docs runs .pytest_cache .ruff_cache *.egg-info

@@ -33,7 +33,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "digits" / "preprocessor_config.json").exists()
 
 
-@pytest.mark.parametrize("card", sorted(ROOT.glob("model_cards/*/README.md")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("card", sorted(ROOT.glob("model_cards/*-*/README.md")), ids=lambda path: path.parent.name)
 def test_the_code_of_a_model_card_runs_and_its_numbers_are_those_of_the_results(card, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "check_folder", lambda folder, model: None)
     text = card.read_text(encoding="utf-8")

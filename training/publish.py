@@ -11,6 +11,11 @@ then is it pushed, in one commit, which also removes files of an earlier version
 uploaded again. `--dry_run true` stops before the push, and so does a missing `--repo_id`, as for the folders in
 `model_cards/`. If `--output_dir` is the model's own folder, as this script wrote it, code and card are brought up
 to date (`make cards`). The token comes from `hf auth login` or HF_TOKEN.
+
+    python training/publish.py --space true --output_dir runs/space --repo_id USER/pixel-by-pixel
+
+writes, checks and pushes the folder of a Space instead: the page of `make app`, the package and all models in
+`model_cards/`.
 """
 
 import contextlib
@@ -33,17 +38,27 @@ from published_folder import (
     replace,
     write_folder,
 )
+from space_folder import check_space, not_of_a_space, write_space
 
 from hf_pixelcnn.training import InputError
 
 
 @dataclass
 class PublishArguments(FolderArguments):
+    space: bool = field(default=False, metadata={"help": "Publish the page on the models in model_cards as a Space."})
     repo_id: str | None = field(default=None, metadata={"help": "Where to push: USER/NAME or ORGANISATION/NAME."})
     dry_run: bool = field(default=False, metadata={"help": "Write and check the folder, and push nothing."})
     private: bool = field(default=False, metadata={"help": "Make the repository a private one."})
     revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if it does not exist."})
-    commit_message: str = field(default="Publish the model", metadata={"help": "Title of the commit."})
+    commit_message: str | None = field(default=None, metadata={"help": "Title of the commit."})
+
+    @property
+    def is_pushed(self) -> bool:
+        return self.repo_id is not None and not self.dry_run
+
+    @property
+    def repo_type(self) -> str:
+        return "space" if self.space else "model"
 
 
 @contextlib.contextmanager
@@ -66,10 +81,16 @@ def check_repository_may_be_replaced(api: HfApi, args: PublishArguments, names: 
     """Raise if a repository holds files that this script did not write: all but the new ones would go."""
 
     def text(name: str) -> str:
-        path = api.hf_hub_download(args.repo_id, name, revision=args.revision) if name in names else None
-        return Path(path).read_text(encoding="utf-8") if path else ""
+        if name not in names:
+            return ""
+        path = api.hf_hub_download(args.repo_id, name, revision=args.revision, repo_type=args.repo_type)
+        return Path(path).read_text(encoding="utf-8")
 
-    if foreign := not_written(names, text("README.md"), json.loads(text("config.json") or "{}")):
+    if args.space:
+        foreign = not_of_a_space(names, text("README.md"))
+    else:
+        foreign = not_written(names, text("README.md"), json.loads(text("config.json") or "{}"))
+    if foreign:
         raise InputError(
             f"{args.repo_id} holds files that this script did not write, which would be replaced or deleted: "
             f"{', '.join(foreign)}. Choose another --repo_id, or delete them on the Hub first."
@@ -85,13 +106,15 @@ def push_folder(folder: Path, args: PublishArguments) -> str:
     """
     api = HfApi()
     with hub_errors(args.repo_id):
-        api.create_repo(args.repo_id, private=args.private or None, exist_ok=True)
-        if args.private and not api.model_info(args.repo_id).private:
+        space_sdk = "gradio" if args.space else None
+        kind = {"repo_type": args.repo_type}
+        api.create_repo(args.repo_id, private=args.private or None, exist_ok=True, space_sdk=space_sdk, **kind)
+        if args.private and not api.repo_info(args.repo_id, **kind).private:
             raise InputError(f"{args.repo_id} exists and is public: make it private on the Hub, or drop --private.")
         if args.revision:
-            api.create_branch(args.repo_id, branch=args.revision, exist_ok=True)
-        files = {path.name: path for path in folder.iterdir()}
-        held = set(api.list_repo_files(args.repo_id, revision=args.revision)) - {".gitattributes"}
+            api.create_branch(args.repo_id, branch=args.revision, exist_ok=True, **kind)
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        held = set(api.list_repo_files(args.repo_id, revision=args.revision, **kind)) - {".gitattributes"}
         check_repository_may_be_replaced(api, args, held)
         gone = held - set(files)
         # Not `upload_folder`, which may split its work into several commits.
@@ -99,16 +122,41 @@ def push_folder(folder: Path, args: PublishArguments) -> str:
             args.repo_id,
             [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
             + [CommitOperationDelete(name) for name in sorted(gone)],
-            commit_message=args.commit_message,
+            commit_message=args.commit_message or f"Publish the {args.repo_type}",
             revision=args.revision,
+            **kind,
         )
     return commit.commit_url
+
+
+def publish_space(args: PublishArguments):
+    """Write the folder of a Space, check it, and push it if there is a repository to push it to."""
+    target = Path(args.output_dir or "runs/space")
+    if target.exists():
+        names = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
+        card = (target / "README.md").read_text(encoding="utf-8") if "README.md" in names else ""
+        if foreign := not_of_a_space(names, card):
+            raise InputError(f"{target} holds files that this script did not write, such as {foreign[0]}.")
+    recover(target)
+    folder = beside(target, "new")
+    folder.mkdir(parents=True)
+    try:
+        write_space(folder)
+        check_space(folder)
+        replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{target}: the folder of a Space, {size / 1e6:.1f} MB; `python app.py` in it starts the page")
+    if args.is_pushed:
+        print(f"published: {push_folder(target, args)}")
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(PublishArguments).parse(arguments)
-    is_pushed = args.repo_id is not None and not args.dry_run
+    if (args.model is None) != args.space:
+        raise InputError("give the folder of a model with --model, or --space true.")
     if args.repo_id is not None:
         try:
             validate_repo_id(args.repo_id)
@@ -116,9 +164,12 @@ def main(arguments: list[str] | None = None):
             raise InputError(f"--repo_id: {error}") from error
         if "/" not in args.repo_id:
             raise InputError(f"--repo_id must be USER/{args.repo_id} or ORGANISATION/{args.repo_id}.")
-    if is_pushed:
+    if args.is_pushed:
         with hub_errors(args.repo_id):  # before any work
             HfApi().whoami()
+    if args.space:
+        publish_space(args)
+        return
     target = Path(args.output_dir or Path(args.model, "hub"))
     recover(target)
     check_may_be_replaced(target)
@@ -132,7 +183,7 @@ def main(arguments: list[str] | None = None):
         shutil.rmtree(folder, ignore_errors=True)
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {len(list(target.iterdir()))} files, {size / 1e6:.1f} MB, works without the package")
-    if is_pushed:
+    if args.is_pushed:
         print(f"published: {push_folder(target, args)}")
 
 

@@ -37,7 +37,9 @@ MODULES = {path.name for path in Path(hf_pixelcnn.__file__).parent.glob("*.py")}
 
 @dataclass
 class FolderArguments:
-    model: str = field(metadata={"help": "Folder of a trained model, as training/train.py leaves it."})
+    model: str | None = field(
+        default=None, metadata={"help": "Folder of a trained model, as training/train.py leaves it."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder to write, or to write anew; by default `hub` in the model's folder."}
     )

@@ -1,0 +1,32 @@
+r"""
+The page of hf_pixelcnn: draw, complete, score and look inside, in a browser.
+
+    python app.py           # as a Space does
+    python app.py --open    # and opens it (`make app`)
+
+The models are those in the folder `models` beside this file, as in a Space, or else those in `model_cards`.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="hf_pixelcnn-") as scratch:
+        os.environ["GRADIO_TEMP_DIR"] = scratch  # uploads, until they are read
+        os.environ.setdefault("MPLCONFIGDIR", scratch)  # where Gradio finds Matplotlib, that writes a list of fonts
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from hf_pixelcnn.app.page import build_page, launch_page
+
+        models = HERE / "models" if (HERE / "models").is_dir() else HERE.parent
+        page = build_page(sorted(config.parent for config in models.glob("*/config.json")))
+        launch_page(page, inbrowser="--open" in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
