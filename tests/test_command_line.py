@@ -188,7 +188,7 @@ def test_a_field_goes_to_the_config_of_a_family_that_has_it():
     assert model.config.weight_norm is False
     assert not [name for name, _ in model.named_parameters() if name.endswith("gain")]
     arguments.model_type = "gated_pixelcnn"
-    with pytest.raises(InputError, match="--weight_norm is for pixelcnn_pp, pixelsnail; a gated_pixelcnn has no such field"):
+    with pytest.raises(InputError, match="--weight_norm is for pixelcnn_pp, pixelsnail; a gated_pixelcnn has no such"):
         train.new_model(arguments, None)
 
 

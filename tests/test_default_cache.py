@@ -9,9 +9,15 @@ from hf_pixelcnn.caching_causal_image import ForwardCache
 def test_forward_passes_draw_the_images_of_the_fast_cache(family, kind, monkeypatch):
     model = build_model(family, **kind, image_size=[9, 4], num_hidden_layers=1).double()
     assert model.sampling_cache_class is not ForwardCache
-    fast = model.generate(num_images=2, generator=seeded(), **conditions(model, 2))
+    scored = {**conditions(model, 2), "output_scores": True, "return_dict_in_generate": True}
+    fast = model.generate(num_images=2, generator=seeded(), **scored)
     monkeypatch.setattr(type(model), "sampling_cache_class", ForwardCache)
-    assert torch.equal(model.generate(num_images=2, generator=seeded(), **conditions(model, 2)), fast)
+    slow = model.generate(num_images=2, generator=seeded(), **scored)
+    for scores, expected in zip(slow.scores, fast.scores, strict=True):
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-11)
+    drawn = model.generate(num_images=2, generator=seeded(), **conditions(model, 2))
+    assert torch.equal(slow.sequences, fast.sequences)
+    assert torch.equal(drawn, fast.sequences)
 
 
 def test_forward_passes_run_on_the_rows_that_are_seen_only(monkeypatch):

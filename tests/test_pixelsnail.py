@@ -130,6 +130,16 @@ def test_no_prediction_depends_on_itself_or_what_comes_later_and_every_one_on_al
         assert torch.equal(seen, torch.ones(42, 42, dtype=torch.bool).triu(1))
 
 
+def test_where_a_field_is_computed_attention_is_the_mean_of_all_earlier_values():
+    model = build_model("pixelsnail", attention_projection="lean", weight_norm=False).double().model
+    model.make_monotone()
+    attention = model.layers[0].attention
+    x, image, positions = (torch.randn(2, n, 3, 4, dtype=torch.float64) for n in (12, 1, 2))
+    values = attention.key_value(torch.cat([image, x, positions], dim=1))[:, -6:].flatten(2)
+    means = values.cumsum(-1) / torch.arange(1, 13)
+    torch.testing.assert_close(attention(x, image, positions[:1]).flatten(2)[:1, :, 1:], means[:1, :, :-1])
+
+
 def test_initialisation_from_data_gives_every_layer_outputs_of_mean_0_and_its_standard_deviation():
     torch.manual_seed(0)
     model = PixelSNAILForCausalImageModeling(small_config("pixelsnail", num_levels=256, num_channels=3)).train()
