@@ -14,9 +14,24 @@ from .pictures_causal_image import image_grid
 
 
 def show_in_notebook() -> Callable[[Image.Image], None]:
-    """A function that shows an image in the output of the current notebook cell, in place of the one before."""
-    from IPython.display import display
+    r"""
+    A function that shows an image in the output of the current notebook cell, in place of the one before.
 
+    Raises:
+        RuntimeError: If this is no notebook.
+    """
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        shell = None
+    else:
+        shell = get_ipython()
+    if not hasattr(shell, "kernel"):
+        raise RuntimeError(
+            "LivePreview shows its pictures in a notebook, and this is none. Give `show`, a function that is called "
+            "with each picture, such as `frames.append` of a list."
+        )
     handle = None
 
     def show(image: Image.Image):
@@ -40,6 +55,9 @@ class LivePreview:
         every (`int`, defaults to 1): Show the picture after every so many rows.
         columns (`int`, *optional*): Images in a row; by default about as many as rows.
         show (callable, *optional*): Called with each `PIL.Image.Image`; by default the notebook cell shows it.
+
+    Raises:
+        RuntimeError: If `show` is not given outside a notebook.
 
     ```python
     >>> preview = LivePreview(processor, num_images=16, image_size=model.config.image_size)

@@ -152,6 +152,6 @@ def test_requests_that_mean_nothing_are_refused(tmp_path, cache):
         "--class_temperature needs --classify true": ["--class_temperature", 2],
         "--batch_size must be at least 1": ["--batch_size", 0],
         "`class_temperature` must be a finite number above 0": ["--classify", "true", "--class_temperature", 0],
-        "cannot write": ["--heat_map", tmp_path / "no" / "heat.png"],
+        "cannot write": ["--heat_map", tmp_path / "heat.xyz"],
     }.items():
         assert message in one_line_error(score.main, [*words, *more])

@@ -3,19 +3,36 @@
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import publish
 import pytest
+import train_arguments
 from huggingface_hub import ModelCard
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+EXAMPLES = (ROOT / "EXAMPLES.md").read_text(encoding="utf-8")
+
+
+def blocks_of(text):
+    return re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks_of(README)
+IN_SHORT = {  # what is added to a command of the README, so that a test can run it
+    "train": "--max_steps 2 --num_samples 4 --eval_split test[:8] --train_split train[:64] --bf16 false",
+    "score": "--split test[:8] --num_heat_maps 4",
+    "sample": "--num_images 4",
+    "compress": "",
+    "publish": "",
+}
 
 
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
@@ -31,6 +48,35 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     assert names["completions"].shape == (6, 1, 28, 28)
     assert (tmp_path / "digits.png").exists()
     assert (tmp_path / "runs" / "digits" / "preprocessor_config.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.onnx
+def test_the_worked_examples_run_in_order(tmp_path, monkeypatch):
+    for folder in ("model_cards", "training"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for language, code in blocks_of(EXAMPLES):
+        if language == "python" and ("onnx" not in code or all(map(find_spec, ("onnxruntime", "onnxscript")))):
+            exec(compile(code, "EXAMPLES.md", "exec"), names)
+    assert len(names["answers"]) == 3
+
+
+def test_shell_blocks_run_in_order_with_what_comes_along(tmp_path, monkeypatch):
+    for folder in ("model_cards", "tests", "training"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(publish, "check_folder", lambda folder, model: None)
+    run = []
+    for line in (line for language, code in BLOCKS if language == "bash" for line in code.splitlines()):
+        program, *words = shlex.split(line, comments=True)
+        if program == "python" and words[0] != "-m":
+            name = Path(words[0]).stem
+            importlib.import_module(name).main([*words[1:], *IN_SHORT[name].split()])
+            run.append(name)
+    assert {"train", "score", "sample", "compress", "publish"} == set(run)
+    for path in ("surprise.png", "digits/00003.png", "digits.pxc", "runs/mnist_gated/results.json", "samples.png"):
+        assert (tmp_path / path).exists(), path
 
 
 @pytest.mark.parametrize("card", sorted(ROOT.glob("model_cards/*-*/README.md")), ids=lambda path: path.parent.name)
@@ -58,6 +104,8 @@ def test_the_code_of_a_model_card_runs_and_its_numbers_are_those_of_the_results(
 
 def options_of(script):
     """Options of a script in `training/`, without running it."""
+    if script == "train":  # whose options are those of several classes
+        return {option for action in train_arguments.make_parser()._actions for option in action.option_strings}
     spec = importlib.util.spec_from_file_location(f"script_{script}", ROOT / "training" / f"{script}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -73,8 +121,9 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_shell_blocks_name_targets_scripts_and_options_that_exist():
+    blocks = [*BLOCKS, *blocks_of(EXAMPLES)]
     commands = [
-        line.split("#")[0].strip() for language, code in BLOCKS if language == "bash" for line in code.splitlines()
+        line.split("#")[0].strip() for language, code in blocks if language == "bash" for line in code.splitlines()
     ]
     assert [command for command in commands if command.startswith("make")][:2] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -90,7 +139,7 @@ def test_shell_blocks_name_targets_scripts_and_options_that_exist():
             for path in (word for word in words if word.startswith("training/")):
                 assert (ROOT / path).exists(), command
         else:
-            assert program == "pip", command
+            assert program in ("pip", "tensorboard"), command
 
 
 @pytest.mark.parametrize("document", sorted(path.name for path in ROOT.glob("*.md")))

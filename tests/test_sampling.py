@@ -168,10 +168,12 @@ def test_a_live_preview_shows_the_picture_growing():
     assert (last[7:, 8:] == 128).all()  # there is no fourth image
 
 
-@pytest.mark.parametrize("wrong", [{"num_images": 0}, {"every": 0}, {"num_images": 2.0}])
-def test_a_live_preview_of_nothing(wrong):
-    with pytest.raises((ValueError, TypeError), match=f"`{next(iter(wrong))}` must be"):
-        LivePreview(PixelCNNImageProcessor(), **{"num_images": 3, "image_size": 5, **wrong})
+def test_a_live_preview_of_nothing_or_outside_a_notebook():
+    for wrong in ({"num_images": 0}, {"every": 0}, {"num_images": 2.0}):
+        with pytest.raises((ValueError, TypeError), match=f"`{next(iter(wrong))}` must be"):
+            LivePreview(PixelCNNImageProcessor(), **{"num_images": 3, "image_size": 5, **wrong})
+    with pytest.raises(RuntimeError, match="shows its pictures in a notebook, and this is none"):
+        LivePreview(PixelCNNImageProcessor(), num_images=3, image_size=5)
 
 
 def test_an_error_of_the_streamer_is_the_users_own_and_the_next_call_is_right():

@@ -4,6 +4,8 @@ Draw images from a model, or complete images of a data set, and save them as one
     python training/sample.py --model runs/mnist_pixelcnn --num_images 64 --seed 0 --output samples.png
     python training/sample.py --model runs/mnist_pixelcnn --complete ylecun/mnist --split "test[:8]" --num_images 6
     python training/sample.py --model ... --complete ... --mask box --num_resamples 64
+    python training/sample.py --model runs/mnist_pixelcnn --num_images 1000 --output digits/
+    python training/sample.py --model runs/codes --num_images 64 --output codes.npy
 
 Several processes share the work, and draw the same images as one:
 
@@ -14,9 +16,12 @@ A picture of completions has a row for each image: the image, what is given of i
 all but the middle, or `box:TOP,LEFT,HEIGHT,WIDTH`, all but that box; or a picture, whose light pixels are given. Where
 something is given below or to the right of what is drawn, `--num_resamples` makes the completions fit it.
 
-An `--output` that ends in `.gif` shows up to 64 new images growing row by row.
+An `--output` that ends in `.gif` shows up to 64 new images growing row by row. A folder, `digits/`, gets a picture of
+each image: 00000.png and so on, with seed, number and class in the file. `.npy` holds the levels, integers `(images,
+channels, height, width)`: what a model of codes draws, for the decoder of these codes.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -50,14 +55,22 @@ from hf_pixelcnn.training import (
 @dataclass
 class SamplingArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
-    output: str = field(default="samples.png", metadata={"help": "PNG file to write, or GIF."})
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "Picture to write (.png, or .gif as it grows); a folder/ for a picture of each image; or .npy for "
+            "the levels. By default samples.png, or samples.npy of a model of codes."
+        },
+    )
     num_images: int = field(default=16, metadata={"help": "Images; with --complete, completions of each image."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise; the same seed draws the same images."})
     class_id: str | None = field(
         default=None,
         metadata={"help": "Class of all images, by name or number; by default all in turn, or those of given images."},
     )
-    image_size: int | None = field(default=None, metadata={"help": "Height and width; by default the model's."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "One number, or height and width as in 24 32; by default the model's."}
+    )
     batch_size: int = field(default=64, metadata={"help": "Images drawn at once; changes only the time."})
     columns: int | None = field(default=None, metadata={"help": "Images per row of the picture."})
     sampler: str = field(default="cached", metadata={"help": "How to draw, see `generate`."})
@@ -232,13 +245,44 @@ def preview_of(args: SamplingArguments, config, processor, total: int) -> tuple[
     return LivePreview(processor, total, size, show=frames.append, columns=columns_of(args, config)), frames
 
 
+def is_folder(output: str) -> bool:
+    """Whether `--output` names a folder: it ends in a slash, or there is one of that name."""
+    return output.endswith(("/", os.sep)) or Path(output).is_dir()
+
+
 def check_arguments(args: SamplingArguments):
     """Raise if an argument has a value that cannot be used."""
-    for name in ("num_images", "batch_size", "columns", "image_size"):
+    for name in ("num_images", "batch_size", "columns"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}.")
-    check_picture_path(args.output)
+    if args.image_size is not None and (len(args.image_size) > 2 or min(args.image_size) < 1):
+        raise InputError(f"--image_size must be one or two positive integers, got {args.image_size}.")
+    if args.output is not None and not is_folder(args.output) and Path(args.output).suffix != ".npy":
+        check_picture_path(args.output)
+
+
+def settle_output(args: SamplingArguments, processor):
+    """Give `--output` its default, and `--image_size` two numbers; raise if codes are to be a picture."""
+    if args.output is None:
+        args.output = "samples.npy" if processor is None else "samples.png"
+    if processor is None and Path(args.output).suffix != ".npy":
+        raise InputError(
+            f"--output: {args.model} draws codes, which are no picture; give a name that ends in .npy, and decode them "
+            "with the model that they are of."
+        )
+    if args.image_size is not None:
+        args.image_size = [args.image_size[0], args.image_size[-1]]
+
+
+def write_each(args: SamplingArguments, config, processor, levels: torch.Tensor, class_ids: torch.Tensor | None):
+    """Write a picture of each image into the folder `--output`."""
+    digits = max(5, len(str(len(levels) - 1)))
+    for index, image in enumerate(images_of(levels, processor, config.num_levels)):
+        facts = {"seed": args.seed, "image": index, "model": args.model}
+        if class_ids is not None:
+            facts["class"] = config.id2label.get(int(class_ids[index]), "none")
+        save_picture(image, Path(args.output, f"{index:0{digits}d}.png"), **facts)
 
 
 @one_line_errors
@@ -246,6 +290,7 @@ def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(SamplingArguments).parse(arguments)
     check_arguments(args)
     model, processor = load_model(args.model)
+    settle_output(args, processor)
     device = choose_device(args.device)
     PartialState(cpu=device.type == "cpu")
     config = model.to(device if device.type == "cpu" else PartialState().device).config
@@ -268,6 +313,11 @@ def main(arguments: list[str] | None = None):
     if is_animated:
         with written_beside(args.output) as beside:
             beside.write_bytes(animation(frames))
+    elif Path(args.output).suffix == ".npy":
+        with written_beside(args.output) as beside:
+            np.save(beside, levels.numpy().astype(np.uint8 if config.num_levels <= 256 else np.int32))
+    elif is_folder(args.output):
+        write_each(args, config, processor, levels, class_ids)
     else:
         picture = draw_picture(args, config, processor, given, levels)
         save_picture(picture, args.output, seed=args.seed, model=args.model)

@@ -147,9 +147,9 @@ def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, num_channe
 
 
 def check_picture_path(path: str):
-    """Raise unless a picture can be written to `path`."""
-    if Path(path).suffix.lower() not in Image.registered_extensions() or not Path(path).parent.is_dir():
-        raise InputError(f"cannot write {path}: its folder must exist, its name must end as a picture's, as in .png.")
+    """Raise unless `path` has the name of a picture; folders that it lacks are made when it is written."""
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"cannot write {path}: its name must end as a picture's, as in .png.")
 
 
 def even_windows(log_history: Sequence[dict], count: int = 100) -> list[tuple[float, float]]:
