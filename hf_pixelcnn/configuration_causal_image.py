@@ -18,6 +18,18 @@ def is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+class SavedPipelines(dict):
+    """
+    The pipelines whose code is saved with a model, by task. `pipeline(model=...)` reads its task off here, and asks for
+    trust in code for a task that is found here: those that are registered need none.
+    """
+
+    def __contains__(self, task):
+        from transformers.pipelines import PIPELINE_REGISTRY
+
+        return super().__contains__(task) and task not in PIPELINE_REGISTRY.supported_tasks
+
+
 def as_height_and_width(image_size: int | list[int] | tuple[int, ...]) -> list[int]:
     r"""
     `[height, width]` of an image size, which may be one number for both.
@@ -136,6 +148,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
             self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
         if self.id2label is not None and {int(key): name for key, name in self.id2label.items()} == NO_NAMES:
             self.id2label = None  # pyright: ignore[reportAttributeAccessIssue] - until transformers makes names
+        if "custom_pipelines" in kwargs:
+            kwargs["custom_pipelines"] = SavedPipelines(kwargs["custom_pipelines"])
         num_labels = kwargs.pop("num_labels", None)
         if self.num_classes == 0:
             self.num_classes = agreed_num_classes(num_labels=num_labels, id2label=self.id2label) or 0

@@ -1,6 +1,7 @@
 """`pipeline("unconditional-image-generation", model=...)`: images in one line."""
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import Pipeline
+from transformers.image_utils import load_image
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
@@ -16,7 +18,20 @@ from .checks_causal_image import check_processor
 from .image_processing_causal_image import PixelCNNImageProcessor
 from .pictures_causal_image import Pictures
 
+ONE_OR_LISTED = (np.ndarray, torch.Tensor, Image.Image, list, tuple)
+
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
+
+
+def picture(image: Any) -> Any:
+    """The picture that a path or URL names; anything else as it is."""
+    if not isinstance(image, str | os.PathLike):
+        return image
+    if "://" in os.fspath(image):
+        return load_image(os.fspath(image))
+    with Image.open(image) as opened:
+        opened.load()
+        return opened
 
 
 @dataclass
@@ -93,29 +108,36 @@ class PixelCNNImagePipeline(Pipeline):
 
     def __call__(
         self,
-        num_images: int | None = None,
+        num_images: int | Iterable[int | dict] | None = None,
         *,
         class_ids: Any = None,
         images: Any = None,
         known_mask: torch.Tensor | np.ndarray | Image.Image | None = None,
         batch_size: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        seed: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         **generate_kwargs,
-    ) -> PixelCNNPipelineOutput | tuple:
+    ) -> PixelCNNPipelineOutput | tuple | list | Iterator:
         r"""
         Args:
-            num_images (`int`, *optional*):
-                Images to draw; by default as many as the other arguments say, else `batch_size`, else 1.
+            num_images (`int`, or several requests, *optional*):
+                Images to draw; by default as many as the other arguments say, else `batch_size`, else one, of a
+                conditional model one of each class. Or a list of requests, each a number or a dictionary of arguments,
+                which win over those of the call: the outputs are a list. Those of a generator or a `Dataset` of
+                requests come one by one, as they are asked for.
             class_ids (`int`, `str` or a list of them, *optional*):
-                Classes by number or by their name in `config.id2label`, for conditional models.
-            images (an image or a list, as the image processor takes them, *optional*): Images to complete.
+                Classes by number or by their name in `config.id2label`, for conditional models; by default all classes
+                in turn, unless images are to be completed.
+            images (an image, or a list, generator or `Dataset` of them, *optional*):
+                Images to complete: what the image processor takes, paths and URLs.
             known_mask (bool, `(height, width)` or broadcastable to `(n, channels, height, width)`, or a
                 `PIL.Image.Image` of mode `"1"`, *optional*): Where they are kept: True, or white. The other way round
                 than `mask_image` of diffusers, where white is what is painted anew.
             batch_size (`int`, *optional*): The most images drawn at a time; does not change them.
             generator, generate_kwargs: As for `generate`, e.g. `guidance_scale`, `num_resamples` or `temperature`.
+            seed (`int`, *optional*): Instead of `generator`, one on the CPU with this seed.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, defaults to `True`): `False` returns a tuple.
 
@@ -125,6 +147,14 @@ class PixelCNNImagePipeline(Pipeline):
         Raises:
             ValueError: If a class name does not exist, or as `generate`.
         """
+        if seed is not None:
+            if generator is not None:
+                raise ValueError("`seed` and `generator` both say where random numbers come from: give one of them.")
+            generator = torch.Generator().manual_seed(seed)
+        if num_images is not None and not isinstance(num_images, int):
+            given = {"class_ids": class_ids, "images": images, "known_mask": known_mask, "batch_size": batch_size}
+            given |= {"generator": generator, "output_type": output_type, "return_dict": return_dict, **generate_kwargs}
+            return self.answers(num_images, given)
         batch_size = batch_size or self._batch_size
         request = {
             "num_images": num_images,
@@ -134,8 +164,12 @@ class PixelCNNImagePipeline(Pipeline):
             "generator": generator,
             "max_batch_size": batch_size,
         }
+        num_classes = self.model.config.num_classes
         if all(value is None for value in (num_images, class_ids, images)) and not isinstance(generator, list):
-            request["num_images"] = batch_size or 1
+            request["num_images"] = num_images = batch_size or max(num_classes, 1)
+        if num_classes and class_ids is None and images is None:
+            count = len(generator) if isinstance(generator, list) else num_images
+            request["class_ids"] = [i % num_classes for i in range(cast(int, count))]
         inputs = self.preprocess(request)
         outputs = cast(dict, self.forward(inputs, **{**self._forward_params, **generate_kwargs}))
         output = PixelCNNPipelineOutput(
@@ -144,6 +178,23 @@ class PixelCNNImagePipeline(Pipeline):
         )
         return output if return_dict else output.to_tuple()
 
+    def answers(self, requests: Iterable[int | dict], given: dict) -> list | Iterator:
+        """The output for each of several requests, with the arguments that are the same for all."""
+        items = (requests[i] for i in range(len(requests))) if hasattr(requests, "__getitem__") else iter(requests)  # pyright: ignore
+        outputs = (self(**{**given, **(one if isinstance(one, dict) else {"num_images": one})}) for one in items)
+        return list(outputs) if isinstance(requests, list | tuple) else outputs
+
+    @staticmethod
+    def loaded(images: Any) -> Any:
+        """What the image processor takes: a generator or `Dataset` as a list, its rows' images, files as pictures."""
+        if isinstance(images, str | os.PathLike):
+            images = [images]
+        elif not isinstance(images, ONE_OR_LISTED):
+            images = [images[i] for i in range(len(images))] if hasattr(images, "__getitem__") else list(images)
+        if not isinstance(images, list | tuple):
+            return images
+        return [picture(image["image"] if isinstance(image, dict) else image) for image in images]
+
     def _sanitize_parameters(self, **kwargs):
         return {}, kwargs, {}
 
@@ -151,7 +202,8 @@ class PixelCNNImagePipeline(Pipeline):
         """Images to levels, masks to tensors."""
         request = {name: value for name, value in inputs.items() if value is not None}
         if "images" in request:
-            request["pixel_values"] = self.image_processor(request.pop("images"), return_tensors="pt")["pixel_values"]
+            images = self.loaded(request.pop("images"))
+            request["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
         mask = request.get("known_mask")
         if mask is not None and not isinstance(mask, torch.Tensor):
             request["known_mask"] = torch.from_numpy(np.array(mask))

@@ -7,6 +7,7 @@ import torch
 from conftest import FAMILIES, build_model, seeded
 from PIL import Image
 from transformers import pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_pixelcnn import PixelCNNImagePipeline, PixelCNNImageProcessor
 
@@ -126,3 +127,60 @@ def test_feature_extraction_gives_the_features_of_images_without_a_class(folder,
     levels = pipe.image_processor(images, return_tensors="pt")["pixel_values"]
     expected = pipe.model.model(levels, class_ids=torch.tensor([-1, -1])).last_hidden_state
     torch.testing.assert_close(torch.cat(features), expected)
+
+
+def test_several_requests_are_answered_in_order(pipe):
+    requests = [2, {"class_ids": "dog"}, {"num_images": 2, "class_ids": 2, "output_type": "np"}]
+    generator = seeded()
+    one_by_one = [
+        pipe(2, generator=generator),
+        pipe(class_ids=1, generator=generator),
+        pipe(2, class_ids=2, generator=generator),
+    ]
+    answers = pipe(requests, seed=0)
+    assert isinstance(answers, list)
+    assert [len(answer.images) for answer in answers] == [2, 1, 2]
+    for answer, expected in zip(answers, one_by_one, strict=True):
+        for image, same in zip(answer.images, expected.images, strict=True):
+            assert np.array_equal(np.squeeze(image), np.asarray(same))
+    asked = []
+    lazy = pipe((asked.append(n) or n for n in (1, 2)), seed=0)
+    assert asked == []
+    assert len(next(lazy).images) == 1
+    assert asked == [1]
+    assert [len(answer.images) for answer in pipe(torch.utils.data.StackDataset(num_images=[1, 3]))] == [1, 3]
+
+
+def test_a_seed_stands_for_a_generator_and_classes_are_drawn_in_turn(pipe):
+    images = pipe(seed=3, output_type="pt").images
+    assert torch.equal(images, pipe(class_ids=[0, 1, 2], generator=seeded(3), output_type="pt").images)
+    more = pipe(5, seed=3, output_type="pt").images
+    assert torch.equal(more, pipe(class_ids=[0, 1, 2, 0, 1], generator=seeded(3), output_type="pt").images)
+    with pytest.raises(ValueError, match="`seed` and `generator`"):
+        pipe(seed=0, generator=seeded())
+
+
+def test_images_to_complete_may_be_files_and_come_from_any_iterable(pipe, tmp_path):
+    pictures = pipe(class_ids=0, num_images=2, seed=0).images
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, image in zip(paths, pictures, strict=True):
+        image.save(path)
+    upper = np.arange(5)[:, None] < np.full((1, 6), 3)
+    expected = pipe(images=pictures, known_mask=upper, class_ids=0, seed=1, output_type="pt").images
+    rows = torch.utils.data.StackDataset(image=pictures, label=[0, 0])
+    for images in (paths, [str(path) for path in paths], (image for image in pictures), rows):
+        assert torch.equal(
+            pipe(images=images, known_mask=upper, class_ids=0, seed=1, output_type="pt").images, expected
+        )
+    first = pipe(images=str(paths[0]), known_mask=upper, class_ids=0, seed=1, output_type="pt").images
+    assert torch.equal(first, expected[:1])
+
+
+def test_a_pipeline_without_a_task_needs_no_trust_where_its_code_is_registered(pipe, tmp_path, monkeypatch):
+    pipe.save_pretrained(tmp_path / "saved")
+    again = pipeline(model=str(tmp_path / "saved"), device="cpu")
+    assert type(again) is PixelCNNImagePipeline
+    assert torch.equal(again(seed=0, output_type="pt").images, pipe(seed=0, output_type="pt").images)
+    monkeypatch.delitem(PIPELINE_REGISTRY.supported_tasks, "pixelcnn-image-generation")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        pipeline(model=str(tmp_path / "saved"), device="cpu")
