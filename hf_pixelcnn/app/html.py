@@ -168,6 +168,7 @@ a.download { padding: 6px 12px; border: 1px solid var(--border-color-primary); b
 a.download:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 p.message { margin: 8px 0 0; }
 table.facts, table.bars { border-collapse: collapse; margin-top: 10px; width: auto; }
+:is(table.facts, table.bars), :is(table.facts, table.bars) tr { border: 0 !important; background: none !important; }
 table.facts :is(th, td), table.bars :is(th, td) { padding: 2px 12px 2px 0; text-align: left; font-weight: normal;
   border: 0 !important; background: none !important; color: inherit; }
 table.facts td { font-variant-numeric: tabular-nums; }
