@@ -6,11 +6,17 @@ from dataclasses import MISSING, fields
 from types import NoneType
 from typing import get_args, get_type_hints
 
+import benchmark
+import convert_pixelcnnpp_checkpoint
+import judge
+import outliers
 import pytest
+import receptive_field
+import sample
 import score
 import train
 import train_arguments
-from command_line import CommandLineError, CommandLineParser
+from command_line import CommandLineError, CommandLineParser, options_of
 from conftest import ROOT
 from declared_fields import fields_of_configs, fields_of_training_arguments
 
@@ -81,6 +87,19 @@ def test_each_option_has_one_spelling_and_help_lists_the_common_ones():
     assert "--neftune_noise_alpha" in parser.format_help()
 
 
+def test_options_of_scripts_read_from_source_are_those_of_their_classes():
+    for script in (benchmark, convert_pixelcnnpp_checkpoint, judge, outliers, receptive_field, sample, score):
+        (own,) = [
+            value for name, value in vars(script).items() if name.endswith("Arguments") and isinstance(value, type)
+        ]
+        found = {item.name: item for item in fields(options_of(script.__file__))}
+        assert found.keys() == {item.name for item in fields(own)}
+        for item in fields(own):
+            default = item.default if item.default_factory is MISSING else None
+            assert (found[item.name].type, found[item.name].default) == (item.type, default), item.name
+            assert found[item.name].metadata.items() <= item.metadata.items()
+
+
 @pytest.mark.slow
 def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
     code = (
@@ -93,6 +112,7 @@ def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
     recipe.write_text("num_levles: 4\n")
     for words, message in {
         ("train.py", "--sed", "1"): "error: unknown argument '--sed', the nearest is --seed; `--help_all` lists all.",
+        ("score.py", "--modle", "x"): "error: unknown argument '--modle', the nearest is --model; `--help` lists all.",
         ("train.py", "--config", str(recipe)): "'num_levles' in {recipe}, the nearest is num_levels; keys are",
     }.items():
         command = [sys.executable, "-c", code, str(ROOT / "training" / words[0]), *words[1:]]

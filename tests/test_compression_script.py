@@ -289,7 +289,7 @@ def test_bad_input_is_answered_in_one_line(saved, tmp_path):
     for words, text in [
         ([], "required: {compress,decompress,verify,measure}"),
         (["shrink"], "invalid choice: 'shrink'"),
-        ([*pack[:-1], "--split", "test"], "--input"),
+        (pack[:-1], "--input"),
         ([*pack, images, "--split", "test"], "unknown argument '--split'"),
         ([*pack, tmp_path / "nothing"], "there is no file or folder"),
         ([*pack, tmp_path / "empty"], "there is no image"),

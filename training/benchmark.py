@@ -31,9 +31,13 @@ from dataclasses import dataclass, field
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler, which measures memory, silent
 
+from command_line import CommandLineParser, check_first, one_line_errors
+
+if __name__ == "__main__":
+    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+
 import numpy as np
 import torch
-from command_line import CommandLineParser, one_line_errors
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel

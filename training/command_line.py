@@ -9,11 +9,12 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import fields
+from dataclasses import fields, make_dataclass
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
 import yaml
+from declared_fields import as_options, fields_of_script
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
@@ -105,16 +106,23 @@ class CommandLineParser(HfArgumentParser):
         except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse
             raise CommandLineError(str(error)) from error
         if unknown:
-            word = unknown[0].split("=")[0]
-            options = [option for action in self._actions for option in action.option_strings]
-            everything = "--help_all" if self.on_demand else "--help"
-            raise CommandLineError(f"unknown argument {word!r}{nearest(word, options)}; `{everything}` lists all.")
+            raise self.unknown_argument(unknown[0])
         return tuple(parsed)
 
+    def unknown_argument(self, word: str) -> CommandLineError:
+        """The error of a word that is no option."""
+        word, everything = word.split("=")[0], "--help_all" if self.on_demand else "--help"
+        return CommandLineError(
+            f"unknown argument {word!r}{nearest(word, self._option_string_actions)}; `{everything}` lists all."
+        )
+
     def parse_known_args(self, args=None, namespace=None):
-        """As in `argparse`, which also calls it for a sub-command; the recipe is read first."""
+        """As in `argparse`, which also calls it for a sub-command; first refuses unknown options and reads a recipe."""
         words = sys.argv[1:] if args is None else list(args)
         if self.dataclass_types:
+            for word in words:
+                if word.startswith("--") and word.split("=")[0] not in self._option_string_actions:
+                    raise self.unknown_argument(word)  # before argparse misses the one that was meant
             finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
             finder.add_argument("--config", nargs="?", const="")
             path = finder.parse_known_args(words)[0].config
@@ -221,6 +229,16 @@ def described(action: argparse.Action, kinds: list) -> str:
         text = " or ".join(kind.__name__ if isinstance(kind, type) else str(kind) for kind in kinds)
     is_word = action.choices is not None or str in kinds
     return f"{text} (in quotes where YAML would read something else)" if is_word else text
+
+
+def options_of(script: str) -> type:
+    """A dataclass like the `...Arguments` of a script, made from its source: the script itself would import torch."""
+    return make_dataclass("Options", as_options(fields_of_script(script)), kw_only=True)
+
+
+def check_first(script: str):
+    """Read the command line of a script by [`options_of`], before it imports what takes seconds; end on a mistake."""
+    one_line_errors(CommandLineParser([options_of(script)]).parse)()
 
 
 def is_told_in_one_line(error: Exception) -> bool:

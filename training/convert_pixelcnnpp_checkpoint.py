@@ -12,8 +12,12 @@ import pickle
 import re
 from dataclasses import dataclass, field
 
+from command_line import CommandLineParser, check_first, one_line_errors
+
+if __name__ == "__main__":
+    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+
 import torch
-from command_line import CommandLineParser, one_line_errors
 from safetensors.torch import load_file
 
 from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPPConfig, PixelCNNPPForCausalImageModeling

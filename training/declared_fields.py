@@ -12,7 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 
 class Declared(NamedTuple):
-    """A field: its type, its default where that is a literal (else `None`), and its metadata, as far as literal."""
+    """
+    A field: its type; its default, `MISSING` if it has none and `None` if that is no literal; its metadata that are
+    literals.
+    """
 
     type: Any
     default: Any
@@ -72,7 +75,10 @@ def declared_field(node: ast.AnnAssign, known: dict[str, Any]) -> Declared | Non
     if isinstance(described := words.get("metadata"), ast.Dict):
         pairs = zip(described.keys, described.values, strict=True)
         metadata = {literal(key): literal(value) for key, value in pairs if literal(value) is not None}
-    return Declared(kind, literal(words.get("default") if words else node.value), metadata)
+    default = literal(words.get("default") if words else node.value)
+    if node.value is None or (words and not words.keys() & {"default", "default_factory"}):
+        default = dataclasses.MISSING
+    return Declared(kind, default, metadata)
 
 
 def declared_fields(name: str, classes: dict[str, ast.ClassDef], known: dict[str, Any]) -> dict[str, Declared]:
@@ -108,6 +114,13 @@ def fields_of_configs() -> dict[str, dict[str, Declared]]:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "model_type":
                 families[literal(node.value)] = declared_fields(name, classes, {})
     return dict(sorted(families.items()))
+
+
+def fields_of_script(path: str) -> dict[str, Declared]:
+    """The fields of the dataclass of a script that describes its options, `...Arguments`."""
+    classes = classes_in([Path(path)])
+    (name,) = [name for name in classes if name.endswith("Arguments")]
+    return declared_fields(name, classes, {})
 
 
 def as_options(fields: dict[str, Declared]) -> list[tuple[str, Any, Any]]:

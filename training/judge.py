@@ -11,8 +11,12 @@ the most to expect.
 
 from dataclasses import dataclass, field
 
+from command_line import CommandLineParser, check_first, one_line_errors
+
+if __name__ == "__main__":
+    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+
 import torch
-from command_line import CommandLineParser, one_line_errors
 from tqdm.auto import tqdm
 
 from hf_pixelcnn.training import (

@@ -24,9 +24,13 @@ import io
 import math
 from dataclasses import dataclass, field
 
+from command_line import CommandLineParser, check_first, one_line_errors
+
+if __name__ == "__main__":
+    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+
 import numpy as np
 import torch
-from command_line import CommandLineParser, one_line_errors
 from PIL import Image
 from tqdm.auto import tqdm
 

@@ -12,9 +12,13 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from command_line import CommandLineParser, check_first, one_line_errors
+
+if __name__ == "__main__":
+    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+
 import torch
 import torch.nn.functional as F
-from command_line import CommandLineParser, one_line_errors
 from transformers import AutoConfig, AutoModel
 
 from hf_pixelcnn.receptive_field_causal_image import REGIONS, receptive_field, regions_of

@@ -26,11 +26,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from command_line import CommandLineParser, check_first, one_line_errors
+
+if __name__ == "__main__":
+    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather
-from command_line import CommandLineParser, one_line_errors
 from PIL import Image
 
 from hf_pixelcnn import LivePreview, animation

@@ -16,8 +16,12 @@ mean, and the standard deviation between them.
 import time
 from dataclasses import dataclass, field
 
+from command_line import CommandLineParser, check_first, one_line_errors
+
+if __name__ == "__main__":
+    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+
 import torch
-from command_line import CommandLineParser, one_line_errors
 from datasets import Dataset
 
 from hf_pixelcnn.pictures_causal_image import images_of
