@@ -110,6 +110,15 @@ def publish(folder: Path) -> dict:
     script.main([*words, "--commit_message", "New score", "--max_shard_size", "3KB", "--revision", "v2"])
     seen["private, but known"] = error_of(script.main, [*words, "--private", "true"])
     script.main([*words[:2], "--repo_id", "tester/secret", "--private", "true"])
+    script.check_space = lambda folder: None
+    space = ["--space", "true", "--output_dir", str(folder / "space"), "--repo_id", "tester/page"]
+    script.main(space)
+    script.main([*space, "--commit_message", "The same again"])
+    script.HfApi().create_repo("tester/other-page", repo_type="space", space_sdk="gradio")
+    script.HfApi().upload_file(
+        path_or_fileobj=b"mine", path_in_repo="mine.py", repo_id="tester/other-page", repo_type="space"
+    )
+    seen["a Space of somebody else"] = error_of(script.main, [*space[:-1], "tester/other-page"])
     script.HfApi().create_repo("tester/else")
     for name in ("model.safetensors", "LICENSE"):
         script.HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=name, repo_id="tester/else")

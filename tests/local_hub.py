@@ -71,7 +71,7 @@ class Answer(Exception):  # noqa: N818
 
 
 class LocalHub:
-    """A server on a free port of 127.0.0.1. `repos` maps `("models" or "datasets", "owner/name")` to [`Repo`]s."""
+    """A server on a free port of 127.0.0.1. `repos` maps `("models", "datasets" or "spaces", "owner/name")` to [`Repo`]s."""
 
     def __init__(self):
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -156,7 +156,7 @@ class LocalHub:
             raise Answer(body={"errors": [], "warnings": []})
         if path == "/api/repos/create":
             self.create(json.loads(body), role)
-        if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+        if match := re.fullmatch(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             self.repo(match[1] or "models", match[2], role, writing=True)
             raise Answer(body={"transfer": "basic", "objects": [*map(self.upload_action, json.loads(body)["objects"])]})
         if match := re.fullmatch(r"/large/([0-9a-f]{64})", path):
@@ -165,12 +165,12 @@ class LocalHub:
             self.large_files[match[1]] = body
             self.uploads += 1
             raise Answer()
-        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.*))?)?", path):
+        if match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.*))?)?", path):
             kind, repo_id, verb, rest = match.groups()
             writing = verb in ("preupload", "commit", "branch")
             repo = self.repo(kind, repo_id, role, writing)
             self.api(repo, repo_id, verb, rest or "main", query, body)
-        if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if match := re.fullmatch(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repo = self.repo(match[1] or "models", match[2], role)
             self.resolve(self.commit(repo, match[3]), match[4], headers.get("Range") if method == "GET" else None)
 

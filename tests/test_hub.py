@@ -151,6 +151,16 @@ def test_a_repository_of_something_else_is_left_alone(hub, published):
     assert "README.md" not in files
 
 
+def test_the_page_becomes_a_space_with_models_and_package(hub, published):
+    titles = [commit.title for commit in hub.repos["spaces", "tester/page"].branches["main"]]
+    assert titles == ["initial commit", "Publish the space"]  # what did not change is no commit
+    files = hub.files("tester/page", kind="spaces")
+    assert {"app.py", "README.md", "hf_pixelcnn/app/page.py"} <= set(files)
+    assert files["models/pixelcnn-mnist-binary/model.safetensors"].is_large
+    message = "tester/other-page holds files that this script did not write, which would be replaced or deleted: mine.py"
+    assert message in published["a Space of somebody else"]
+
+
 def test_publishing_without_the_right_to_write_says_so_and_publishes_nothing(hub, published):
     assert "error: publishing needs a token: log in with `hf auth login`" in published["token ''"]
     assert "error: the Hub does not accept the token" in published["token 'hf_wrong'"]
