@@ -5,11 +5,11 @@ A cache computes each activation of a growing image once, when its last input be
 for a whole row when the row begins ([`~SamplingCache.start_row`]), the rest pixel by pixel and channel by channel
 ([`~SamplingCache.parameters_at`]). It is the network's forward pass in another order, so a whole image costs about as
 much arithmetic as one forward. Callers that choose levels themselves (logits processors, the codec) ask for the
-parameters one dimension at a time. Plain sampling uses [`~SamplingCache.draw_row`], which draws a whole row in one
-call, captured where the device can replay it.
+parameters one dimension at a time. Plain sampling uses [`~SamplingCache.draw_pixels`], which draws a whole row in one
+call, captured where the device can replay it. A [`SpanCache`] also draws several pixels at once.
 
 [`SamplingCache`] knows no network; [`ForwardCache`], the default of a family, runs forward passes; the fast caches
-derive from [`EncodedRowCache`], those of k×k convolutions from [`MaskedConvCache`].
+derive from [`EncodedRowCache`], those of networks that begin with a k×k convolution from [`MaskedConvCache`].
 
 All buffers are allocated once and written in place; every slice of them that a pixel needs is made once, too, because
 making it costs as much as a small matrix product. Where steps are captured, a cache is kept for the next request of its
@@ -22,7 +22,9 @@ import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +63,7 @@ class CUDAGraphCapture:
         return graph.replay
 
 
+ALL = -1  # in place of a channel: all of them at once
 CAPTURES = {"cuda": CUDAGraphCapture}  # by type of device; elsewhere operations are launched one by one
 MOST_KEPT = 2  # caches per model: a request that is drawn in parts has a batch, and a smaller one at its end
 kept_caches = weakref.WeakKeyDictionary()  # model to {shape: cache}
@@ -165,40 +168,62 @@ def group_rows(num_features: int, num_channels: int, channel: int, num_parts: in
     return (feature_groups(num_features, num_channels, num_parts) == channel).nonzero().flatten()
 
 
-def pointwise_weights(layer, num_channels: int, lead_with_bias: bool = False) -> list[torch.Tensor]:
+def pointwise_matrix(layer, lead_with_bias: bool = False) -> torch.Tensor:
     r"""
-    A 1×1 layer as one matrix per channel: `((channel + 1) * in_group, out_group)`, from the groups it may see.
+    A 1×1 layer as a matrix `(in, out)`.
 
     `lead_with_bias` puts the bias before the first row, for inputs that begin with a constant 1.
     """
-    weight = layer.visible_weight()[:, :, 0, 0]
-    in_group = weight.shape[1] // num_channels
-    matrices = [rows[:, : (c + 1) * in_group].T for c, rows in enumerate(weight.chunk(num_channels))]
-    if lead_with_bias:
-        biases = layer.bias.chunk(num_channels)
-        return [torch.cat((bias[None], matrix)) for bias, matrix in zip(biases, matrices, strict=True)]
-    return [matrix.contiguous() for matrix in matrices]
+    matrix = layer.visible_weight()[:, :, 0, 0].T.contiguous()
+    return torch.cat((layer.bias[None], matrix)) if lead_with_bias else matrix
+
+
+def row_matrices(layer, reach: int, num_channels: int, num_parts: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    The centre row of a causal kernel; outputs channel by channel.
+
+    Returns:
+        The taps to the left, `(reach, in, out)`, and the centre tap, `(in, out)`, zeros where the kernel has none.
+    """
+    row = layer.visible_weight()[:, :, -1].permute(2, 1, 0)  # (columns, in, out)
+    if num_channels > 1:
+        order = torch.cat([group_rows(row.shape[2], num_channels, c, num_parts) for c in range(num_channels)])
+        row = row[..., order.to(row.device)]
+    return row[:reach], row[reach : reach + 1].sum(0)
+
+
+def seen_by_channel(matrix: torch.Tensor, num_channels: int, lead: int = 0) -> list[torch.Tensor]:
+    r"""
+    Of matrices `(..., lead + in, out)` what each channel needs: its outputs, and as inputs the first `lead`, those of
+    its own group and of earlier ones. A view for each channel.
+    """
+    inputs, outputs = (matrix.shape[-2] - lead) // num_channels, matrix.shape[-1] // num_channels
+    return [matrix[..., : lead + (c + 1) * inputs, c * outputs : (c + 1) * outputs] for c in range(num_channels)]
+
+
+def pointwise_weights(layer, num_channels: int, lead_with_bias: bool = False) -> list[torch.Tensor]:
+    """[`pointwise_matrix`] as one matrix per channel: `((channel + 1) * in_group, out_group)`."""
+    return seen_by_channel(pointwise_matrix(layer, lead_with_bias), num_channels, int(lead_with_bias))
 
 
 def row_weights(
     layer, reach: int, num_channels: int, num_parts: int = 1
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     r"""
-    The centre row of a causal kernel, a channel at a time.
+    [`row_matrices`], a channel at a time.
 
     Returns:
         Two lists of matrices, one per channel. Left: `(reach * in + channel * in_group, out_group)`, the left taps and
         the centre tap's earlier groups, in memory order. Own: `(in_group, out_group)`, the centre tap's own group.
     """
-    row = layer.visible_weight()[:, :, -1]  # (out, in, columns)
-    in_group = row.shape[1] // num_channels
+    left, centre = row_matrices(layer, reach, num_channels, num_parts)
+    in_group = centre.shape[0] // num_channels
     lefts, own = [], []
-    for c in range(num_channels):
-        weight = row[group_rows(row.shape[0], num_channels, c, num_parts).to(row.device)]
-        left = weight[:, :, :reach].permute(2, 1, 0).flatten(0, 1)
-        centre = weight[:, :, reach : reach + 1].sum(-1).T  # zeros where the kernel has no centre tap
-        lefts.append(torch.cat((left, centre[: c * in_group])))
-        own.append(centre[c * in_group : (c + 1) * in_group].contiguous())
+    for c, (left_c, centre_c) in enumerate(
+        zip(left.flatten(0, 1).chunk(num_channels, 1), centre.chunk(num_channels, 1), strict=True)
+    ):
+        lefts.append(torch.cat((left_c, centre_c[: c * in_group])))
+        own.append(centre_c[c * in_group : (c + 1) * in_group].contiguous())
     return lefts, own
 
 
@@ -210,7 +235,7 @@ def stack_layers(per_layer: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
 class SamplingCache:
     r"""
     Memory, captured steps and drawing, whatever the network is. A family says in `compute_row` and `compute_parameters`
-    what is computed.
+    what is computed. Some caches also compute the rest of a row at once, see [`SpanCache`].
 
     Args:
         model: A `...ForCausalImageModeling`.
@@ -219,9 +244,11 @@ class SamplingCache:
 
     Attributes:
         reads_weights (`bool`): Whether it computes with the weights of layers, which then must be in one place.
+        columns_at_once (`int`): The most columns of a row that it computes in one pass, see [`SpanCache`].
     """
 
     reads_weights = False
+    columns_at_once = 1
 
     def __init__(self, model, batch: int, height: int, width: int, class_ids: torch.Tensor | None = None):
         self.batch, self.height, self.width = batch, height, width
@@ -234,14 +261,19 @@ class SamplingCache:
         self.tensors = []  # all memory that a step reads or writes, see `renew`
 
         self.distribution = distribution = model.output_distribution
-        self.outputs = self.zeros(batch, distribution.num_parameters)  # of the pixel in work
-        self.pixel_parameters = distribution.pixels(distribution.from_outputs(self.outputs[:, :, None, None]))[:, 0, 0]
+        self.output_rows = self.zeros(self.columns_at_once * batch, distribution.num_parameters)
+        self.outputs = self.output_rows[:batch]  # of the pixel in work
+        self.pixel_parameters = self.parameters_of(self.outputs)
         dims = width * self.num_channels
         self.row_noise = torch.zeros(dims, batch, dtype=torch.float64, device=device)
         self.row_levels = torch.zeros(batch, dims, dtype=torch.long, device=device)
         channels = [n % self.num_channels for n in range(dims)]
         previous = [self.row_levels[:, n - c : n] for n, c in enumerate(channels)]
         self.draws = list(zip(channels, self.row_noise.unbind(0), previous, self.row_levels.unbind(1), strict=True))
+
+    def parameters_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Network outputs `(n, num_parameters)` as parameters of n pixels."""
+        return self.distribution.pixels(self.distribution.from_outputs(outputs[:, :, None, None]))[:, 0, 0]
 
     def zeros(self, *shape: int) -> torch.Tensor:
         """A buffer."""
@@ -287,26 +319,17 @@ class SamplingCache:
             self.run((column, channel, self.phase), lambda: self.compute_parameters(column, channel))
         return self.pixel_parameters
 
-    def draw_row(self, row: int, noise: torch.Tensor) -> torch.Tensor:
+    def draw_pixels(self, start: int, stop: int):
         r"""
-        Draw a row by the noise rule.
-
-        Args:
-            row (`int`): Its number; rows must be asked for in order.
-            noise (`torch.DoubleTensor` of shape `(width * channels, batch)`): One number in [0, 1) per dimension.
-
-        Returns:
-            `torch.LongTensor` of shape `(batch, width * channels)`: levels, valid until the next row is drawn.
+        Draw columns of a row into `row_levels` `(batch, width * channels)` by the noise rule, pixel by pixel, by the
+        numbers in `row_noise` `(width * channels, batch)`.
         """
-        self.start_row(row)
-        self.row_noise.copy_(noise)
-        self.run(("draw", self.phase), self.compute_draws)
-        return self.row_levels
+        self.run(("draw", start, stop, self.phase), lambda: self.compute_draws(start, stop))
 
-    def compute_draws(self):
-        """All draws of a row; may be recorded and replayed, as `compute_row`."""
-        for n, (channel, noise, previous, levels) in enumerate(self.draws):
-            column = n // self.num_channels
+    def compute_draws(self, start: int, stop: int):
+        """All draws of some columns; may be recorded and replayed, as `compute_row`."""
+        for n in range(start * self.num_channels, stop * self.num_channels):
+            column, (channel, noise, previous, levels) = n // self.num_channels, self.draws[n]
             if channel < self.num_groups:
                 self.compute_parameters(column, channel)
             levels.copy_(self.distribution.icdf(self.pixel_parameters, channel, noise, previous))
@@ -367,7 +390,8 @@ class EncodedRowCache(SamplingCache):
     def __init__(self, model, batch, height, width, class_ids=None, *, pixels_left: int):
         super().__init__(model, batch, height, width, class_ids)
         encoding, self.pixels_left = model.model.encoding, pixels_left
-        self.tables = self.keep(encoding.table(**self.factory)).unbind(0)  # per channel: (levels, features)
+        self.table = self.keep(encoding.table(**self.factory))  # (channels, levels, features)
+        self.tables = self.table.unbind(0)
         self.input_group = encoding.features_per_channel
         self.input_size = self.num_channels * self.input_group
         self.input_row = self.zeros(batch, (pixels_left + width) * self.input_size)
@@ -375,31 +399,42 @@ class EncodedRowCache(SamplingCache):
         self.finished_row = pixels.unflatten(1, (width, self.input_size))  # as soon as its last level is known
         self.input_slots = pixels.split(self.input_group, dim=1)  # one per dimension of the row
         self.hidden_group = model.config.hidden_size // self.num_groups
-        self.hidden = self.zeros(batch, model.config.hidden_size)
         self.activation = model.head.activation
-        self.head_steps = self.prepare_head(model.head.layers)
+        self.prepare_head(model.head.layers)
 
-    def prepare_head(self, layers) -> list[list[tuple[torch.Tensor, ...]]]:
-        """Per channel, and of it per layer: input group, bias, what the layer sees, weight, output group."""
-        streams = [self.hidden, *(self.zeros(self.batch, layer.in_channels) for layer in layers[1:]), self.outputs]
-        weights = [self.keep_all(pointwise_weights(layer, self.num_groups)) for layer in layers]
-        biases = [self.keep_all(layer.bias.chunk(self.num_groups)) for layer in layers]
+    def prepare_head(self, layers):
+        """Memory and weights of the head, and the steps of a pixel."""
+        sizes = [layer.in_channels for layer in layers]
+        memory = [self.zeros(self.columns_at_once * self.batch, size) for size in sizes]
+        self.head_streams = [*memory, self.output_rows]
+        self.hidden = self.head_streams[0][: self.batch]
+        self.head_weights = [self.matrices_by_channel(self.keep(pointwise_matrix(layer))) for layer in layers]
+        self.head_biases = [self.keep(layer.bias) for layer in layers]
+        self.head_steps = [self.head_step(1, c) for c in range(self.num_groups)]
+
+    def head_step(self, columns: int, channel: int) -> list[tuple[torch.Tensor, ...]]:
+        """Of each layer of the head: input group, bias, what the layer sees, weight, output group."""
+        streams = [memory[: columns * self.batch] for memory in self.head_streams]
         return [
-            [
-                (
-                    self.own_group(stream, c),
-                    biases[i][c],
-                    stream[:, : (c + 1) * stream.shape[1] // self.num_groups],
-                    weights[i][c],
-                    self.own_group(next_stream, c),
-                )
-                for i, (stream, next_stream) in enumerate(pairwise(streams))
-            ]
-            for c in range(self.num_groups)
+            (
+                self.own_group(stream, channel),
+                self.own_group(self.head_biases[i], channel),
+                stream[:, : self.head_weights[i][channel].shape[0]],
+                self.head_weights[i][channel],
+                self.own_group(next_stream, channel),
+            )
+            for i, (stream, next_stream) in enumerate(pairwise(streams))
         ]
 
+    def matrices_by_channel(self, matrix: torch.Tensor, lead: int = 0) -> list[torch.Tensor]:
+        """[`seen_by_channel`]; last the matrix of `ALL` channels at once."""
+        parts = seen_by_channel(matrix, self.num_groups, lead)
+        return parts if self.num_groups == 1 else [*parts, matrix]
+
     def own_group(self, features: torch.Tensor, channel: int, start: int = 0) -> torch.Tensor:
-        """The features of one channel, of all features from `start` on."""
+        """The features of one channel, or of `ALL`, of all features from `start` on."""
+        if channel == ALL:
+            return features[..., start:]
         group = (features.shape[-1] - start) // self.num_groups
         return features[..., start + channel * group : start + (channel + 1) * group]
 
@@ -415,7 +450,11 @@ class EncodedRowCache(SamplingCache):
 
     def compute_parameters(self, column, channel):
         self.compute_pixel(column, channel)
-        for own, bias, seen, weight, target in self.head_steps[channel]:
+        self.compute_head(self.head_steps[channel])
+
+    def compute_head(self, step: list[tuple[torch.Tensor, ...]]):
+        """The head's outputs, from `self.hidden` on."""
+        for own, bias, seen, weight, target in step:
             self.activation(own, inplace=True)
             torch.addmm(bias, seen, weight, out=target)
 
@@ -441,6 +480,221 @@ class MaskedConvCache(EncodedRowCache):
         for i in range(self.first_reach - 1):
             self.input_above[:, i] = self.input_above[:, i + 1]
         self.input_above[:, -1] = self.finished_row
+
+
+class PassCosts(NamedTuple):
+    r"""
+    What a pass over some columns of a row costs on a type of device, in steps of a pixel: `fixed + columns * batch *
+    features² / products`, with the features that k×k kernels read. On a CPU measured with networks of 32 to 66 such
+    features; rather too high than too low.
+    """
+
+    fixed: float
+    products: float
+
+
+PASS_COSTS = {"cpu": PassCosts(1.8, 1e5)}
+OTHER_PASS_COSTS = PassCosts(1.8, 1e7)  # where a call costs much more than what it computes; not measured
+
+
+class SpanCache(MaskedConvCache):
+    r"""
+    What caches share that compute a *span* of a row at once: `ALL` channels of the columns from one on to the row's
+    end. A single pixel is a span of one column, and mostly of one channel.
+
+    So several columns can be drawn from one pass: guess the rest of the row, compute the parameters of all its
+    dimensions, decide all, and keep everything up to the first that is not as guessed. That one included, each has been
+    decided from its true past, the rows above being finished (Jacobi iteration within a row, Gauss-Seidel iteration
+    over rows: Song et al. 2021, section 4.3, https://huggingface.co/papers/2002.03629).
+
+    Features of a span lie as `(columns * batch, features)`: any columns of a row are one matrix.
+    """
+
+    def __init__(self, model, batch, height, width, class_ids=None):
+        self.pass_costs = PASS_COSTS.get(device_of(model).type, OTHER_PASS_COSTS)
+        self.products_per_column = batch * self.kernel_features(model.config) ** 2
+        if self.pass_cost(width) < width:
+            self.columns_at_once = width
+        super().__init__(model, batch, height, width, class_ids)
+        self.steps, self.rests = {}, {}
+        dims, device = width * self.num_channels, self.outputs.device
+        self.dimensions = torch.arange(dims, device=device)
+        self.first_change = torch.full((), dims, device=device)
+        self.table_rows = torch.arange(self.num_channels, device=device) * self.table.shape[1]
+        self.drawn = torch.zeros_like(self.row_levels)
+
+    def kernel_features(self, config) -> int:
+        """Features that k×k kernels read after the first layer."""
+        return config.hidden_size
+
+    def pass_cost(self, columns: int) -> float:
+        """What a pass over so many columns costs, in steps of a pixel."""
+        return self.pass_costs.fixed + columns * self.products_per_column / self.pass_costs.products
+
+    def compute_pixel(self, column, channel):
+        self.compute_span(column, column + 1, channel)
+
+    def step(self, start: int, stop: int, channel: int):
+        """[`~SpanCache.prepare_step`], once."""
+        key = (start, stop, channel)
+        if key not in self.steps:
+            self.steps[key] = self.prepare_step(*key)
+        return self.steps[key]
+
+    def prepare_step(self, start: int, stop: int, channel: int):
+        """All slices and matrices that `compute_span` needs."""
+        raise NotImplementedError
+
+    def compute_span(self, start: int, stop: int, channel: int):
+        """
+        The residual stream of one channel, or of `ALL`, of some columns, into `self.head_streams[0]`; may be recorded.
+        """
+        raise NotImplementedError
+
+    def first_weights(self, conv, num_parts: int = 1, scale: torch.Tensor | float = 1) -> list[torch.Tensor]:
+        """Of the first layer's centre row what each channel, and `ALL`, sees of [`~SpanCache.seen_windows`]."""
+        channels = self.num_groups
+        left, centre = row_matrices(conv, self.first_reach, channels, num_parts)
+        matrix = self.keep(torch.cat((left.flatten(0, 1), centre)) * scale)
+        taps, outputs = len(matrix) - len(centre), matrix.shape[1] // channels
+        own = [slice(c * outputs, (c + 1) * outputs) for c in range(channels)]
+        parts = [matrix[: taps + c * self.input_group, own[c]] for c in range(channels)]
+        return parts if channels == 1 else [*parts, matrix]
+
+    def prepare_taps(
+        self,
+        convs: Sequence,
+        size: tuple[int, int],
+        reach: int,
+        num_parts: int = 1,
+        scale: torch.Tensor | float = 1,
+    ):
+        """
+        The centre rows of layers of one `size`, in and out: left taps `(reach, layers, in, out)`; of the centre tap
+        what each channel, and `ALL`, sees, `(layers, in, out)`.
+        """
+        left, centre = self.zeros(reach, len(convs), *size), self.zeros(len(convs), *size)
+        for i, conv in enumerate(convs):
+            left[:, i], centre[i] = row_matrices(conv, reach, self.num_groups, num_parts)
+        left.mul_(scale)
+        centre.mul_(scale)
+        self.left, self.own = left, self.matrices_by_channel(centre)
+
+    def tap_steps(
+        self, start: int, stop: int, channel: int, above: torch.Tensor, sums: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[list[Callable], list[list]]:
+        r"""
+        The products of the centre rows of equal layers, see [`~SpanCache.prepare_taps`], for a span.
+
+        Args:
+            above (`torch.Tensor` of shape `(layers, width, batch, out)`): What rows above have given.
+            sums (`(layers, columns * batch, out)`): Where the sums of the span go.
+            rows (`(last layers, reach + width, batch, in)`, or more columns): Features of the row, zeros on its left.
+
+        Returns:
+            Calls for all layers and channels, when the first channel begins; of a single column they compute the left
+            taps, which are known then. And of each of the last layers what is to be multiplied and added to its sum.
+        """
+        columns, reach = stop - start, len(self.left)
+        above = above[:, start:stop]
+        left = [rows[:, start + t : stop + t].flatten(1, 2) for t in range(reach)]
+        own = self.own[channel]
+        seen = rows[:, reach + start : reach + stop].flatten(1, 2)[..., : own.shape[1]]
+        taps = [[pair] for pair in zip(seen, own, strict=True)]
+        if columns == 1 and reach:
+            sums, above = sums[len(sums) - len(rows) :], above[len(above) - len(rows) :, 0]
+            knowns = [above, *[sums] * (reach - 1)]
+            calls = [partial(torch.baddbmm, *args, out=sums) for args in zip(knowns, left, self.left, strict=True)]
+        else:
+            calls = [partial(sums.unflatten(1, (columns, self.batch)).copy_, above)]
+            for t in range(reach):
+                for i, pairs in enumerate(taps):
+                    pairs.append((left[t][i], self.left[t, i]))
+        return calls if channel in (0, ALL) else [], taps
+
+    def of_span(self, memory: torch.Tensor, columns: int) -> torch.Tensor:
+        """Of memory for all columns `(layers, columns_at_once * batch, features)` as much as a span needs, in a run."""
+        layers, _, features = memory.shape
+        return memory.flatten()[: layers * columns * self.batch * features].view(layers, -1, features)
+
+    def seen_windows(self, start: int, stop: int, channel: int) -> torch.Tensor:
+        """What [`~EncodedRowCache.seen_inputs`] gives; of several columns `(columns, batch, taps)`."""
+        if channel == ALL:
+            channel = self.num_channels if self.num_groups > 1 else 0
+        taps = self.pixels_left * self.input_size + channel * self.input_group
+        windows = self.input_row.unfold(1, taps, self.input_size)[:, start:stop].transpose(0, 1)
+        return windows[0] if stop - start == 1 else windows
+
+    def rest(self, start: int):
+        """What a pass from a column on needs: head, parameters; of each channel noise, its levels and earlier ones."""
+        if start not in self.rests:
+            columns = self.width - start
+            parameters = self.parameters_of(self.output_rows[: columns * self.batch])
+            pixels = (self.width, self.num_channels)
+            noise = self.row_noise.unflatten(0, pixels)[start:].unbind(1)
+            drawn = self.drawn.unflatten(1, pixels)[:, start:].transpose(0, 1)
+            self.rests[start] = (
+                self.head_step(columns, ALL),
+                parameters.unflatten(0, (columns, self.batch)),
+                [(c, noise[c], drawn[..., c], drawn[..., :c]) for c in range(self.num_channels)],
+            )
+        return self.rests[start]
+
+    def compute_rest(self, start: int):
+        """The network's outputs for all dimensions from a column on; may be recorded."""
+        head, _, _ = self.rest(start)
+        self.compute_span(start, self.width, ALL)
+        self.compute_head(head)
+
+    def compute_rest_draws(self, start: int, open_column: int):
+        """A pass from a column on, decisions by the noise rule included; may be recorded."""
+        self.compute_rest(start)
+        _, parameters, channels = self.rest(start)
+        for channel, noise, levels, previous in channels:
+            levels.copy_(self.distribution.icdf(parameters, channel, noise.contiguous(), previous))
+        self.take_rest(open_column, self.drawn[:, open_column * self.num_channels :])
+
+    def first_of_pass(self, open_column: int) -> int:
+        """Where a pass begins, at few different columns; what is recorded has one shape only."""
+        return 0 if self.capture is not None else open_column // 8 * 8
+
+    def draw_rest(self, open_column: int) -> int:
+        """Draw by one pass from an open column on, by the numbers in `row_noise`; returns what is open then."""
+        start = self.first_of_pass(open_column)
+        if self.capture is not None:
+            open_column = 0
+        self.run(("rest", start, self.phase), lambda: self.compute_rest_draws(start, open_column))
+        return self.open_column()
+
+    def parameters_from(self, start: int) -> torch.Tensor:
+        """Parameters `(batch, columns, ...)` of the pixels from a column on, by one pass."""
+        self.run(("parameters", start, self.phase), lambda: self.compute_rest(start))
+        _, parameters, _ = self.rest(start)
+        return parameters.transpose(0, 1)
+
+    def take_rest(self, start: int, levels: torch.Tensor):
+        """Take in what is decided from a column on, `(batch, dims)`, and note the first dimension that has changed."""
+        own = self.row_levels[:, start * self.num_channels :]
+        positions = torch.where(levels != own, self.dimensions[start * self.num_channels :], len(self.dimensions))
+        torch.amin(positions, (0, 1), out=self.first_change)
+        self.observe_rest(start, levels)
+
+    def observe_rest(self, start: int, levels: torch.Tensor):
+        """Take in levels `(batch, dims)` from a column on, decided or guessed."""
+        self.row_levels[:, start * self.num_channels :] = levels
+        rows = levels.clamp_min(0)  # -1: broken, and noticed at the end
+        if self.num_channels > 1:
+            rows = rows.unflatten(1, (-1, self.num_channels)) + self.table_rows
+        features = self.table.flatten(0, 1).index_select(0, rows.flatten())
+        self.finished_row[:, start:] = features.view(self.batch, -1, self.input_size)
+
+    def open_column(self) -> int:
+        """
+        The first column that the last pass has not drawn: after that of the first change, or, where a pixel's channels
+        are predicted one by one, after the change.
+        """
+        change = int(self.first_change)
+        return (change + 1) // self.num_channels if self.num_groups > 1 else change // self.num_channels + 1
 
 
 @contextlib.contextmanager
@@ -476,6 +730,7 @@ __all__ = [
     "ForwardCache",
     "MaskedConvCache",
     "SamplingCache",
+    "SpanCache",
     "check_as_built",
     "classes_by_name",
     "device_of",

@@ -2,98 +2,98 @@
 
 import torch
 
-from .caching_causal_image import MaskedConvCache, pointwise_weights, row_weights, stack_layers
+from .caching_causal_image import SpanCache, pointwise_matrix
 
 
-class PixelCNNCache(MaskedConvCache):
+class PixelCNNCache(SpanCache):
     r"""
-    Row by row the taps above the centre row, of all blocks at once; pixel by pixel the centre row and the 1×1 layers.
+    Row by row the taps above the centre row, of all blocks at once; span by span the centre row and the 1×1 layers.
 
     The left taps of all blocks, whose inputs are known when a pixel begins, are one batched product.
     """
 
     def __init__(self, model, batch, height, width, class_ids=None):
         super().__init__(model, batch, height, width, class_ids)
-        first, blocks, channels = model.model.conv_in, model.model.layers, self.num_groups
-        self.reach = reach = model.config.kernel_size // 2
-        self.inner = inner = model.config.hidden_size // 2
-        self.inner_group = inner // channels
+        self.inner, self.reach = model.config.hidden_size // 2, model.config.kernel_size // 2
+        self.prepare_rows_above(model.model.conv_in, model.model.layers, class_ids)
+        self.prepare_centre_row(model.model.layers)
 
-        # Rows above.
-        self.first_weight, self.first_bias = self.keep_all((first.visible_weight()[:, :, :-1], first.bias))
-        self.first_above = self.zeros(batch, width, model.config.hidden_size)
-        self.rows_above_inner = self.zeros(len(blocks), batch, reach, width + 2 * reach, inner)
-        above_taps = [block.conv.visible_weight()[:, :, :-1].permute(2, 3, 1, 0) for block in blocks]
-        self.above_weight = self.keep(torch.stack([taps.flatten(0, 2) for taps in above_taps]))
+    def kernel_features(self, config):
+        return config.hidden_size // 2
+
+    def prepare_rows_above(self, first, blocks, class_ids: torch.Tensor | None):
+        """Weights and memory of the taps above the centre row; kernels as `(rows, columns, in, out)`."""
+        inner, reach, batch, width = self.inner, self.reach, self.batch, self.width
+        self.first_kernel, self.first_bias = self.keep_all((first.visible_weight()[:, :, :-1], first.bias))
+        self.first_above = self.zeros(width, batch, first.out_channels)
+        self.first = self.first_weights(first)
         bias = torch.stack([block.conv.bias for block in blocks])[:, None, None]
         if class_ids is not None:
-            bias = bias + torch.stack([block.class_embedding(class_ids)[:, :, 0, 0] for block in blocks])[:, :, None]
-        self.above_bias = self.keep(bias)  # (blocks, 1 or batch, 1, inner)
-        self.above = self.zeros(len(blocks), batch, width, inner)
+            bias = bias + torch.stack([block.class_embedding(class_ids)[:, :, 0, 0] for block in blocks])[:, None]
+        self.bias = self.keep(bias)  # (blocks, 1, 1 or batch, inner)
+        kernels = [block.conv.visible_weight()[:, :, :-1].permute(2, 3, 1, 0) for block in blocks]
+        self.kernels_above = [column for row in self.keep(torch.stack(kernels, dim=2)) for column in row]
+        # Rows r - reach to r, the last one being in work; zeros at both ends.
+        self.rows = self.zeros(reach + 1, len(blocks), width + 2 * reach, batch, inner)
+        self.above = self.zeros(len(blocks), width, batch, inner)
+        self.above_matrices = self.above.flatten(1, 2)
+        taps = range(2 * reach + 1)
+        self.taps_above = [row[:, t : t + width].flatten(1, 2) for row in self.rows[:reach] for t in taps]
 
-        # Centre row. The inputs of the last 1×1 of a block are led by a constant 1, which picks up its bias.
-        self.rows = self.zeros(len(blocks), batch, (reach + width) * inner)
-        self.sums = self.zeros(len(blocks), batch, self.inner_group)
-        self.relus_in = self.zeros(len(blocks), batch, model.config.hidden_size)
-        self.relus_out = self.keep(torch.ones(len(blocks), batch, 1 + inner, **self.factory))
-        self.first_left = self.keep_all(row_weights(first, self.first_reach, channels)[0])
-        left, own = zip(*(row_weights(block.conv, reach, channels) for block in blocks), strict=True)
-        self.left, self.own = self.keep_all(stack_layers(left)), self.keep_all(stack_layers(own))
-        self.conv_in = [self.keep_all(pointwise_weights(block.conv_in, channels)) for block in blocks]
-        self.bias_in = [self.keep_all(block.conv_in.bias.chunk(channels)) for block in blocks]
-        self.out = [self.keep_all(pointwise_weights(block.conv_out, channels, lead_with_bias=True)) for block in blocks]
-        self.steps = [[self.prepare_step(j, c) for c in range(channels)] for j in range(width)]
+    def prepare_centre_row(self, blocks):
+        """Weights and memory of the centre row. The last inputs of a block are led by a constant 1 for its bias."""
+        rows = self.columns_at_once * self.batch
+        conv_in = torch.stack([pointwise_matrix(block.conv_in) for block in blocks])
+        self.conv_in = self.matrices_by_channel(self.keep(conv_in))
+        self.bias_in = self.keep(torch.stack([block.conv_in.bias for block in blocks]))
+        self.prepare_taps([block.conv for block in blocks], (self.inner, self.inner), self.reach)
+        out = torch.stack([pointwise_matrix(block.conv_out, lead_with_bias=True) for block in blocks])
+        self.out = self.matrices_by_channel(self.keep(out), lead=1)
 
-    def prepare_step(self, column: int, channel: int):
-        """All slices and matrices that one dimension needs."""
-        group, start = self.inner_group, column * self.inner
-        own = start + self.reach * self.inner + channel * group
-        blocks = [
-            (
-                self.own_group(self.relus_in[i], channel),
-                self.bias_in[i][channel],
-                self.relus_in[i][:, : (channel + 1) * self.hidden_group],
-                self.conv_in[i][channel],
-                self.rows[i][:, own : own + group],
-                self.sums[i],
-                self.own[channel][i],
-                self.own_group(self.relus_out[i], channel, start=1),
-                self.relus_out[i][:, : 1 + (channel + 1) * group],
-                self.out[i][channel],
+        self.sums = self.zeros(len(blocks), rows, self.inner)
+        self.relus_in = self.zeros(len(blocks), rows, self.hidden.shape[1])
+        self.relus_out = self.keep(torch.ones(len(blocks), rows, 1 + self.inner, **self.factory))
+
+    def prepare_step(self, start, stop, channel):
+        number = (stop - start) * self.batch
+        features = self.rows[self.reach, :, self.reach + start : self.reach + stop].flatten(1, 2)
+        relus_in, relus_out = self.relus_in[:, :number], self.relus_out[:, :number]
+        all_sums = self.of_span(self.sums, stop - start)
+        stream, first_above, own_in, own_bias, own_features, sums, own_out = (
+            self.own_group(x, channel)
+            for x in (
+                *(self.head_streams[0][:number], self.first_above[start:stop].flatten(0, 1)),
+                *(relus_in, self.bias_in, features, all_sums, relus_out[..., 1:]),
             )
-            for i in range(len(self.rows))
-        ]
-        first_above = self.own_group(self.first_above[:, column], channel)
-        above = self.own_group(self.above[:, :, column], channel)
-        left_features = self.rows[:, :, start : start + self.reach * self.inner + channel * group]
-        stream = self.own_group(self.hidden, channel)
-        return first_above, self.seen_inputs(column, channel), above, left_features, stream, blocks
+        )
+        begin, taps = self.tap_steps(start, stop, channel, self.above, all_sums, self.rows[self.reach])
+        conv_in, out = self.conv_in[channel], self.out[channel]
+        seen_in, seen_out = relus_in[..., : conv_in.shape[1]], relus_out[..., : out.shape[1]]
+        blocks = list(
+            zip(own_in, own_bias, seen_in, conv_in, own_features, sums, taps, own_out, seen_out, out, strict=True)
+        )
+        return first_above, self.seen_windows(start, stop, channel), self.first[channel], stream, begin, blocks
 
     def compute_row(self):
         self.shift_input_rows()
-        self.first_above.copy_(self.convolve_rows(self.input_above, self.first_weight, self.first_bias))
-        reach, rows = self.reach, self.rows_above_inner
-        if reach:
-            for i in range(reach - 1):
-                rows[:, :, i] = rows[:, :, i + 1]
-            finished = self.rows[:, :, reach * self.inner :].unflatten(2, (self.width, self.inner))
-            rows[:, :, -1, reach : reach + self.width] = finished
-            windows = rows.unfold(3, 2 * reach + 1, 1).permute(
-                0, 1, 3, 2, 5, 4
-            )  # (blocks, batch, width, rows, k, inner)
-            torch.bmm(windows.flatten(3).flatten(1, 2), self.above_weight, out=self.above.flatten(1, 2))
-            self.above += self.above_bias
-        else:
-            self.above.copy_(self.above_bias.expand_as(self.above))
+        self.first_above.copy_(self.convolve_rows(self.input_above, self.first_kernel, self.first_bias).transpose(0, 1))
+        for i in range(self.reach):
+            self.rows[i] = self.rows[i + 1]
+        self.above.copy_(self.bias)
+        for rows, kernel in zip(self.taps_above, self.kernels_above, strict=True):
+            self.above_matrices.baddbmm_(rows, kernel)
 
-    def compute_pixel(self, column, channel):
-        first_above, seen_inputs, above, left_features, stream, blocks = self.steps[column][channel]
-        torch.addmm(first_above, seen_inputs, self.first_left[channel], out=stream)
-        torch.baddbmm(above, left_features, self.left[channel], out=self.sums)
-        for relu_in, bias_in, seen_in, conv_in, feature, total, own, relu_out, seen_out, out in blocks:
+    def compute_span(self, start, stop, channel):
+        above, windows, first, stream, begin, blocks = self.step(start, stop, channel)
+        torch.addmm(above, windows.flatten(0, -2), first, out=stream)
+        for call in begin:
+            call()
+        for relu_in, bias_in, seen_in, conv_in, features, total, taps, relu_out, seen_out, out in blocks:
             torch.clamp_min(stream, 0, out=relu_in)
-            torch.addmm(bias_in, seen_in, conv_in, out=feature).clamp_min_(0)
-            torch.clamp_min(total.addmm_(feature, own), 0, out=relu_out)
+            torch.addmm(bias_in, seen_in, conv_in, out=features).clamp_min_(0)
+            for seen, weight in taps:
+                total.addmm_(seen, weight)
+            torch.clamp_min(total, 0, out=relu_out)
             stream.addmm_(seen_out, out)
 
 

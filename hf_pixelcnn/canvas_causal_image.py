@@ -108,10 +108,10 @@ class Canvas:
         size = self.width * self.channels
         return slice(row * size, (row + 1) * size)
 
-    def raster(self, row: int) -> Iterator[tuple[int, int, int]]:
-        """`(column, channel, dimension)` of a row in raster order."""
-        start = self.row_dimensions(row).start
-        for n in range(self.width * self.channels):
+    def raster(self, row: int, columns: range | None = None) -> Iterator[tuple[int, int, int]]:
+        """`(column, channel, dimension)` of a row, or of some of its columns, in raster order."""
+        start, columns = self.row_dimensions(row).start, columns or range(self.width)
+        for n in range(columns.start * self.channels, columns.stop * self.channels):
             column, channel = divmod(n, self.channels)
             yield column, channel, start + n
 
@@ -196,6 +196,7 @@ class SampledCanvas(Canvas):
         self.process: Callable[..., torch.Tensor] | None = request.processors or None
         self.is_plain = self.do_sample and self.process is None  # the distribution itself says what a number stands for
         self.scores = [] if settings.output_scores else None
+        self.can_decide_pixels = self.scores is None and len(request.processors) == len(settings.logits_processors())
         self.noise_of, self.levels_of = self.noise.unbind(0), self.levels.unbind(1)
         self.given_mask = self.weighed = None
         if request.given is not None:
@@ -257,12 +258,22 @@ class SampledCanvas(Canvas):
             level = torch.where(self.given_mask[:, dimension], self.levels_of[dimension], level)
         return self.levels_of[dimension].copy_(level)
 
-    def decide_rows(self, pixels: torch.Tensor, first_row: int) -> torch.Tensor:
-        """Draw all rows from `first_row` on at once, given their pixels' parameters; returns levels `(batch, n)`."""
-        start = first_row * self.width * self.channels
-        levels = self.levels[:, start:].unflatten(1, (*pixels.shape[1:3], self.channels)).clone()
-        noise = self.noise[start:].T.view_as(levels)
-        given_mask = None if self.given_mask is None else self.given_mask[:, start:].view_as(levels)
+    def guess_row(self, row: int) -> torch.Tensor:
+        """Levels `(batch, dims)` that a row may have: what is given, and else those of the row above."""
+        dims, above = self.row_dimensions(row), self.row_dimensions(row - 1 if row else 0)
+        if self.given_mask is None:
+            return self.levels[:, above]
+        return torch.where(self.given_mask[:, dims], self.levels[:, dims], self.levels[:, above])
+
+    def decide_pixels(self, pixels: torch.Tensor, first: int) -> torch.Tensor:
+        """
+        Draw several pixels at once, the `first` and those after it in raster order, given their parameters `(batch,
+        pixels, ...)`; returns levels `(batch, dims)`. Works where no user's processor asks for earlier levels.
+        """
+        dims = slice(first * self.channels, (first + pixels.shape[1]) * self.channels)
+        levels = self.levels[:, dims].unflatten(1, (-1, self.channels)).clone()
+        noise = self.noise[dims].T.view_as(levels)
+        given_mask = None if self.given_mask is None else self.given_mask[:, dims].view_as(levels)
         for channel in range(self.channels):
             numbers, previous = noise[..., channel].contiguous(), levels[..., :channel]
             if self.is_plain and self.weighed is None:
@@ -271,7 +282,7 @@ class SampledCanvas(Canvas):
                 scores = self.distribution.level_logits(pixels, channel, previous)
                 if self.weighed is not None:
                     given_log_prob = scores.gather(-1, levels[..., channel, None])[..., 0]
-                    self.given_log_prob[:, start + channel :: self.channels] = given_log_prob.flatten(1)
+                    self.given_log_prob[:, dims].unflatten(1, (-1, self.channels))[..., channel] = given_log_prob
                 if self.is_plain:
                     level = self.distribution.icdf(pixels, channel, numbers, previous, scores)
                 else:

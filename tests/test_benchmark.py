@@ -1,6 +1,7 @@
 """The table of `training/benchmark.py`: a row for every sampler of every case, and the rates of the steps it times."""
 
 import json
+import time
 
 import benchmark
 import pytest
@@ -24,6 +25,20 @@ def test_the_table_has_a_row_for_every_sampler_of_every_family(tmp_path, capsys,
         assert table.count(f"\n{family} ") == 5
 
 
+def test_what_compiling_takes_is_not_the_time_of_a_forward(monkeypatch):
+    calls = []
+
+    def compiled(x):
+        calls.append(x)
+        if len(calls) < 3:  # as if it compiled, and compiled again
+            time.sleep(0.3)
+
+    monkeypatch.setattr(benchmark, "SLOW_FORWARD", 0.05)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compiled)
+    assert benchmark.compiled_seconds(None, lambda network: network(0), torch.device("cpu")) < 0.05
+    assert len(calls) > 4
+
+
 def test_training_rates_count_images_and_products(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)  # takes half a minute
     rates = benchmark.training_rates(small_config("pixelcnn"), 4, torch.device("cpu"))
@@ -35,5 +50,5 @@ def test_training_rates_count_images_and_products(monkeypatch):
 
 
 def test_the_benchmark_names_its_cases():
-    assert "unknown case 'huge'; known are grey" in one_line_error(benchmark.main, ["--cases", "huge"])
+    assert "unknown case 'huge'; known are gated-pixelcnn" in one_line_error(benchmark.main, ["--cases", "huge"])
     assert "--dtype must be float32" in one_line_error(benchmark.main, ["--dtype", "int8"])

@@ -247,7 +247,7 @@ def test_with_a_mixture_a_pixel_takes_one_step_and_otherwise_one_a_channel(famil
         counted = lambda *args, s=step, c=calls: (c.append(args[1:]), s(*args))[1]  # noqa: E731
         with monkeypatch.context() as patch:
             patch.setattr(model.sampling_cache_class, "compute_pixel", counted)
-            model.generate(num_images=2)
+            model.generate(num_images=2, output_scores=True)  # pixel by pixel
         steps.append(len(calls))
     assert steps == [90, 30]
 

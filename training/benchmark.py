@@ -4,11 +4,16 @@ The cost of sampling and training, as one table.
     python training/benchmark.py                        # everything that fits into about 10 minutes on 2 cores
     python training/benchmark.py --cases grey --batch_sizes 1 16 64
 
+Cases are the published models, by their folder in `model_cards`, and networks with random weights. Those cost the same
+pixel by pixel, but how many passes or iterations an image takes depends on what a model has learnt.
+
 The cost of a sampler is the time to draw a batch divided by the time of one full forward of the same batch, in the
 same process and dtype; 1.0 is a sampler that computes everything once and has no overhead. `forwards` divides by the
 eager forward in default memory format, `compiled` by the compiled one. `speed-up` is the time of the naive sampler
-divided by the sampler's. Times are medians after a warm-up. A row is printed only if its images pass the check of
-[`noise_rule_violations`]. `memory` is the peak of what a call allocates, in MiB.
+divided by the sampler's. Times are medians after a warm-up; forward passes and samplers take turns, each with another
+seed every time, and `forwards` is the median of the quotients, so that what else the machine does matters less. A row
+is printed only if its images pass the check of [`noise_rule_violations`]. `memory` is the peak of what a call
+allocates, in MiB.
 
 Samplers: `naive` runs a full forward for every dimension, `cropped` a forward on the rows that the dimension can see;
 both are measured in part and scaled. `fixed_point` gives its number of iterations. Where one forward takes more than
@@ -28,6 +33,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler, which measures memory, silent
 
@@ -46,9 +52,11 @@ from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig, P
 from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.training import InputError, has_fast_bfloat16, run_facts, write_json
 
+CARDS = Path(__file__).parents[1] / "model_cards"
+PUBLISHED = {path.parent.name: path.parent for path in sorted(CARDS.glob("*/config.json"))}
 COLOUR = {"num_channels": 3, "num_levels": 256, "hidden_size": 66, "head_hidden_size": 66}
 GREY = {"image_size": 28, "num_channels": 1, "num_levels": 2}
-CASES = {
+CASES = PUBLISHED | {
     "grey": GatedPixelCNNConfig(),  # the reference network
     "grey_64": GatedPixelCNNConfig(image_size=64),
     "grey_128": GatedPixelCNNConfig(image_size=128),
@@ -69,7 +77,8 @@ NAIVE_DIMENSIONS = 8
 @dataclass
 class BenchmarkArguments:
     cases: list[str] = field(
-        default_factory=lambda: ["grey", "plain", "colour"], metadata={"help": f"Of {', '.join(CASES)}."}
+        default_factory=lambda: ["gated-pixelcnn-mnist-binary", "pixelcnn-mnist-binary", "grey", "plain", "colour"],
+        metadata={"help": f"Of {', '.join(CASES)}."},
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 16, 64], metadata={"help": "Images drawn at once."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float64."})
@@ -155,6 +164,35 @@ def noise_rule_violations(model, output, noise: torch.Tensor, tolerance: float, 
     return int(violations)
 
 
+def paired_seconds(calls: list[Callable[[int], object]], device: torch.device, repeats: int) -> list[list[float]]:
+    """Wall-clock seconds of calls that take turns, given the number of the turn; the first one does not count."""
+    seconds = [[] for _ in calls]
+    for turn in range(repeats + 1):
+        for call, own in zip(calls, seconds, strict=True):
+            synchronize(device)
+            start = time.perf_counter()
+            call(turn)
+            synchronize(device)
+            own.append(time.perf_counter() - start)
+    return [own[1:] for own in seconds]
+
+
+def build(name: str, args: "BenchmarkArguments"):
+    """The model of a case, in evaluation mode."""
+    case = CASES[name]
+    if isinstance(case, Path):
+        model = AutoModel.from_pretrained(case)
+    else:
+        torch.manual_seed(0)
+        model = AutoModel.from_config(case)
+    return model.to(torch.device(args.device), getattr(torch, args.dtype)).eval()
+
+
+def conditions(model, batch: int) -> dict[str, torch.Tensor]:
+    """All classes in turn for a conditional model, nothing for others."""
+    return {"class_ids": torch.arange(batch) % model.config.num_classes} if model.config.num_classes else {}
+
+
 def naive_seconds(model, batch: int, device: torch.device) -> float:
     """Seconds of the naive sampler, from its first dimensions."""
 
@@ -165,7 +203,7 @@ def naive_seconds(model, batch: int, device: torch.device) -> float:
 
     def first_dimensions():
         with contextlib.suppress(EnoughError):
-            model.generate(num_images=batch, sampler="naive", logits_processor=[stop])
+            model.generate(num_images=batch, sampler="naive", logits_processor=[stop], **conditions(model, batch))
 
     # One more forward than levels drawn.
     return median_seconds(first_dimensions, device, repeats=3) / (NAIVE_DIMENSIONS + 1) * num_dims(model.config)
@@ -196,30 +234,37 @@ def compiled_seconds(model, forward: Callable[[torch.nn.Module], object], device
     return seconds
 
 
-def checked_sampler(model, sampler: str, batch: int) -> tuple[Callable[[], object], int | None, int]:
-    """A call that draws a batch, the iterations of `fixed_point`, and the [`noise_rule_violations`] of the images."""
+def checked_sampler(model, sampler: str, batch: int) -> tuple[Callable[[int], object], int | None, int]:
+    """
+    A call that draws a batch by a seed, the iterations of `fixed_point`, and the [`noise_rule_violations`] of the
+    images of seed 0, drawn once as they are timed and, by the cached sampler, once with scores.
+    """
+    inputs = conditions(model, batch)
 
-    def draw(**options):
-        generator = torch.Generator().manual_seed(0)
-        return model.generate(num_images=batch, sampler=sampler, generator=generator, **options)
+    def draw(seed: int, **options):
+        generator = torch.Generator().manual_seed(seed)
+        return model.generate(num_images=batch, sampler=sampler, generator=generator, **inputs, **options)
 
-    output = draw(output_scores=sampler == "cached", return_dict_in_generate=True)
     noise = draw_noise(torch.Generator().manual_seed(0), batch, num_dims(model.config), model.device)
-    violations = noise_rule_violations(model, output, noise, TOLERANCES[model.dtype])
-    return draw, output.num_iterations if sampler == "fixed_point" else None, violations
+    class_ids = {name: ids.to(model.device) for name, ids in inputs.items()}
+    outputs = [draw(0, return_dict_in_generate=True)]
+    if sampler == "cached":
+        outputs.append(draw(0, return_dict_in_generate=True, output_scores=True))
+    tolerance = TOLERANCES[model.dtype]
+    violations = sum(noise_rule_violations(model, output, noise, tolerance, **class_ids) for output in outputs)
+    return draw, outputs[0].num_iterations if sampler == "fixed_point" else None, violations
 
 
 def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
     """Rows of the table for one network and batch size."""
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    torch.manual_seed(0)
-    model = AutoModel.from_config(CASES[name]).to(device, dtype).eval()
+    device, model = torch.device(args.device), build(name, args)
     config = model.config
     pixel_values = torch.randint(config.num_levels, (batch, config.num_channels, *config.image_size), device=device)
+    class_ids = {key: ids.to(device) for key, ids in conditions(model, batch).items()}
 
     def forward(network=model, rows=None):
         with torch.inference_mode():
-            network(pixel_values[:, :, :rows])
+            network(pixel_values[:, :, :rows], **class_ids)
 
     eager = median_seconds(forward, device)
     compiled = compiled_seconds(model, forward, device) if args.compiled else None
@@ -250,15 +295,17 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
         if violations:
             print(f"{name}, batch {batch}, {sampler}: {violations} dimensions break the noise rule, row left out")
             continue
-        seconds = median_seconds(draw, device)
+        repeats = 1 if is_slow else max(3, 15 // batch)
+        forwards, draws = paired_seconds([lambda _: forward(), draw], device, repeats)
+        quotient = statistics.median(a / b for a, b in zip(draws, forwards, strict=True))
         yield {
             **row,
             "sampler": sampler,
-            "seconds": seconds,
-            "forwards": seconds / eager,
-            "compiled_forwards": seconds / compiled if compiled else None,
-            "speed_up": naive / seconds,
-            "memory_mib": peak_bytes(draw, device) / 2**20 if sampler == "cached" else None,
+            "seconds": statistics.median(draws),
+            "forwards": quotient,
+            "compiled_forwards": quotient * eager / compiled if compiled else None,
+            "speed_up": naive / eager / quotient,
+            "memory_mib": peak_bytes(lambda draw=draw: draw(0), device) / 2**20 if sampler == "cached" else None,
             "iterations": iterations,
         }
 
@@ -330,7 +377,7 @@ def main(arguments: list[str] | None = None):
     if args.dtype not in ("float32", "bfloat16", "float64"):
         raise InputError(f"--dtype must be float32, bfloat16 or float64, got {args.dtype!r}.")
     start = time.perf_counter()
-    header = "case       image      levels  batch  sampler       seconds  forwards  compiled  speed-up  memory"
+    header = f"{'case':<27} image      levels  batch  sampler       seconds  forwards  compiled  speed-up  memory"
     print(header + "\n" + "-" * len(header))
     rows = []
     for name in args.cases:
@@ -341,7 +388,7 @@ def main(arguments: list[str] | None = None):
                 cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in numbers]
                 iterations = f"  {row['iterations']} iterations" if row.get("iterations") else ""
                 print(
-                    f"{name:<10} {row['image']:<10} {row['levels']:>6}  {batch:>5}  {row['sampler']:<11} "
+                    f"{name:<27} {row['image']:<10} {row['levels']:>6}  {batch:>5}  {row['sampler']:<11} "
                     f"{row['seconds']:>9.3f} {row['forwards']:>9.2f} {cells[0]:>9} {cells[1]:>9} {cells[2]:>7}"
                     f"{iterations}",
                     flush=True,
