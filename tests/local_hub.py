@@ -71,7 +71,9 @@ class Answer(Exception):  # noqa: N818
 
 
 class LocalHub:
-    """A server on a free port of 127.0.0.1. `repos` maps `("models", "datasets" or "spaces", "owner/name")` to [`Repo`]s."""
+    """
+    A server on a free port of 127.0.0.1. `repos` maps `("models", "datasets" or "spaces", "owner/name")` to [`Repo`]s.
+    """
 
     def __init__(self):
         self.repos: dict[tuple[str, str], Repo] = {}

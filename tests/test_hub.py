@@ -157,7 +157,7 @@ def test_the_page_becomes_a_space_with_models_and_package(hub, published):
     files = hub.files("tester/page", kind="spaces")
     assert {"app.py", "README.md", "hf_pixelcnn/app/page.py"} <= set(files)
     assert files["models/pixelcnn-mnist-binary/model.safetensors"].is_large
-    message = "tester/other-page holds files that this script did not write, which would be replaced or deleted: mine.py"
+    message = "tester/other-page holds files that this script did not write, which would be replaced or deleted: mine"
     assert message in published["a Space of somebody else"]
 
 
