@@ -58,6 +58,18 @@ def has_values(tensor: torch.Tensor) -> bool:
     return not (torch.compiler.is_compiling() or tensor.is_meta or mapped)
 
 
+def what_floats_are(values: torch.Tensor, num_levels: int) -> str:
+    """What values that should have been levels seem to be, and how levels are made of them."""
+    if not has_values(values) or values.numel() == 0 or not values.is_floating_point():
+        return "PixelCNNImageProcessor turns images into levels."
+    low, high = values.min().item(), values.max().item()
+    if low >= 0 and high < num_levels and (values == values.round()).all():
+        return "They are whole numbers in that range: `.long()` makes them levels."
+    if low >= 0 and high <= 1:
+        return "They lie in [0, 1], as ToTensor makes them: PixelCNNImageProcessor turns images into levels."
+    return "They seem normalised: undo that (`x * std + mean`), or give PixelCNNImageProcessor the images themselves."
+
+
 def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingConfig, ignored: int | None = None):
     """Raise unless `levels` are integer levels of images that `config` describes; compiled code skips the values."""
     if not isinstance(levels, torch.Tensor):
@@ -65,7 +77,7 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
     if levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
         raise TypeError(
             f"`{name}` must be integer levels 0 ... {config.num_levels - 1}, got dtype {levels.dtype}. "
-            "PixelCNNImageProcessor turns images into levels."
+            + what_floats_are(levels, config.num_levels)
         )
     if levels.ndim != 4 or levels.shape[1] != config.num_channels:
         raise ValueError(
@@ -90,7 +102,9 @@ def _class_id(one: object, config: CausalImageModelingConfig) -> int:
     if isinstance(one, str):
         names = config.label2id if config.num_classes else {}
         if one not in names:
-            raise ValueError(f"There is no class {one!r}; the model has {list(names) or 'no classes'}.")
+            is_id = one.isdecimal() and int(one) < config.num_classes
+            hint = f" The class of that number is `class_ids={one}`, without quotes." if is_id else ""
+            raise ValueError(f"There is no class {one!r}; the model has {list(names) or 'no classes'}.{hint}")
         return names[one]
     if isinstance(one, bool) or not isinstance(one, Integral):
         raise TypeError(f"`class_ids` must be ids or names of classes, got {one!r}.")

@@ -242,6 +242,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_levels` must be between 2 and {most} with input_encoding={self.input_encoding!r}, "
                 f"got {self.num_levels}."
+                + (" Codes, which have no order, take input_encoding='embedding'." if most < self.num_levels else "")
             )
 
     def validate_output_distribution(self):

@@ -3,6 +3,7 @@ r"""
 """
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,10 +20,34 @@ from transformers.utils.hub import cached_file
 from .caching_causal_image import device_of
 from .canvas_causal_image import DrawRequest, Given, SampledCanvas, draw_noise
 from .checks_causal_image import check_count, check_levels, class_ids_for, class_ids_of, computable
-from .configuration_causal_image import CausalImageModelingConfig, as_height_and_width
+from .configuration_causal_image import CausalImageModelingConfig, as_height_and_width, is_int
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, levels_from_noise
 from .sampling_causal_image import SAMPLERS, sampling_state
+
+MEANT = {  # what other libraries call it
+    "seed": "generator=torch.Generator().manual_seed(seed)",
+    "num_return_sequences": "num_images",
+    "num_samples": "num_images",
+    "batch_size": "num_images` images, `max_batch_size",
+    "class_labels": "class_ids",
+    "labels": "class_ids",
+    "inputs": "pixel_values` and `known_mask",
+    "mask": "known_mask",
+    "cfg_scale": "guidance_scale",
+}
+
+
+def names_settings(generate: Callable) -> Callable:
+    """Put every generation setting into the signature of a function, for completion and `help()`."""
+    *own, _ = inspect.signature(generate).parameters.values()
+    settings = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=type(value) | None)
+        for name, value in PixelCNNGenerationConfig._get_default_generation_params().items()
+        if name not in inspect.signature(generate).parameters
+    ]
+    generate.__signature__ = inspect.signature(generate).replace(parameters=[*own, *settings])  # pyright: ignore
+    return generate
 
 
 @dataclass
@@ -72,6 +97,7 @@ class CausalImageGenerationMixin(torch.nn.Module):
     generation_config: GenerationConfig
     output_modalities = ("image",)
 
+    @names_settings
     def generate(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -138,7 +164,7 @@ class CausalImageGenerationMixin(torch.nn.Module):
                 Called with `(images, row, levels)` as soon as a row is finished: which images (a `slice` of the
                 request), the number of the row, and its levels, `torch.LongTensor` `(n, channels, width)`.
             kwargs:
-                Any field of [`PixelCNNGenerationConfig`], for this call.
+                Any field of [`PixelCNNGenerationConfig`], for this call: how levels are drawn.
 
         Returns:
             `torch.LongTensor` of shape `(batch, channels, height, width)`, or [`PixelCNNGenerateOutput`].
@@ -311,9 +337,10 @@ class CausalImageGenerationMixin(torch.nn.Module):
         names = PixelCNNGenerationConfig._get_default_generation_params()
         unknown = sorted(set(kwargs) - set(names))
         if unknown:
+            meant = " ".join(f"For `{name}` pass `{MEANT[name]}`." for name in unknown if name in MEANT)
             raise ValueError(
-                f"generate() got unknown arguments {unknown}; besides its own it takes the generation settings "
-                f"{sorted(names)}."
+                f"generate() got unknown arguments {unknown}. {meant or f'Settings are {sorted(names)}.'} "
+                "See `help(model.generate)`."
             )
         if not isinstance(generation_config, GenerationConfig | None):
             raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(generation_config).__name__}.")
@@ -332,9 +359,10 @@ class CausalImageGenerationMixin(torch.nn.Module):
             check_count("num_images", num_images)
         if pixel_values is not None and not (isinstance(pixel_values, torch.Tensor) and pixel_values.ndim == 4):
             got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+            hint = f" To draw {pixel_values} images pass `num_images={pixel_values}`." if is_int(pixel_values) else ""
             raise ValueError(
                 f"`pixel_values` must be a tensor of shape (batch, {self.config.num_channels}, height, width), got "
-                f"{got}."
+                f"{got}.{hint}"
             )
         counts = {
             "num_images": num_images,

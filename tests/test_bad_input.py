@@ -1,8 +1,15 @@
 """Mistakes are answered by an error that names the argument, what came and what would work, before any work."""
 
+import inspect
+import pydoc
+import re
+
 import pytest
 import torch
 from conftest import FAMILIES, build_model
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_pixelcnn import PixelCNNGenerationConfig
 
 pytestmark = pytest.mark.versions
 
@@ -191,3 +198,39 @@ def test_levels_out_of_range_on_a_gpu_are_an_error_and_no_device_assert(family):
     with pytest.raises(ValueError, match=r"`class_ids` must be 0 \.\.\. 2"):
         model(levels(1, 1, 5, 6).cuda(), class_ids=torch.tensor([7]).cuda())
     assert torch.isfinite(model(levels(1, 1, 5, 6).cuda(), class_ids=torch.tensor([0]).cuda()).logits).all()
+
+
+def test_errors_know_what_was_meant():
+    """What students and users of other libraries try first; the answer is in the message."""
+    model = build_model("pixelcnn", num_levels=4, num_classes=3)
+    class_ids, generate = torch.tensor([0]), model.generate
+    image = torch.rand(1, 1, 5, 6, generator=torch.Generator().manual_seed(0))
+    for floats, meant in [
+        (levels(1, 1, 5, 6, value=1).float(), "`.long()` makes them levels"),
+        (image, "as ToTensor makes them: PixelCNNImageProcessor"),
+        (image * 2 - 1, "undo that (`x * std + mean`)"),
+    ]:
+        for call in (model, model.log_prob):
+            with pytest.raises(TypeError, match=re.escape(meant)):
+                call(floats, class_ids=class_ids)
+    for request, meant in [
+        (lambda: generate(4), "To draw 4 images pass `num_images=4`."),
+        (lambda: generate(seed=0), "For `seed` pass `generator=torch.Generator().manual_seed(seed)`."),
+        (lambda: generate(num_return_sequences=4), "For `num_return_sequences` pass `num_images`."),
+        (lambda: generate(batch_size=4), "For `batch_size` pass `num_images`"),
+        (lambda: generate(class_labels=[1]), "For `class_labels` pass `class_ids`."),
+        (lambda: generate(tempreature=2), "Settings are ['do_sample', 'guidance_scale'"),
+        (lambda: generate(class_ids="2"), "The class of that number is `class_ids=2`, without quotes."),
+        (lambda: type(model.config)(num_levels=512), "take input_encoding='embedding'"),
+    ]:
+        with pytest.raises((ValueError, StrictDataclassError), match=re.escape(meant)):
+            request()
+    with pytest.raises(ValueError, match=r"no class '3'; the model has \['LABEL_0', 'LABEL_1', 'LABEL_2'\]\.$"):
+        generate(class_ids="3")
+
+
+def test_settings_of_generate_are_in_its_signature(family):
+    parameters = inspect.signature(build_model(family).generate).parameters
+    assert {"num_images", *PixelCNNGenerationConfig().to_dict()} - {"transformers_version"} <= set(parameters)
+    assert parameters["temperature"].annotation == float | None
+    assert "temperature: float | None = None" in pydoc.render_doc(FAMILIES[family].causal_class.generate)
