@@ -92,7 +92,7 @@ class PixelSNAILAttention(nn.Module):
         positions: torch.Tensor,
         class_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        query = torch.cat((x, positions.expand(len(x), -1, -1, -1)), dim=1)
+        query = torch.cat((x, positions.expand(x.shape[0], -1, -1, -1)), dim=1)
         key_value = torch.cat((image, query), dim=1)
         if self.query_block is not None and self.key_value_block is not None:
             query = self.query_block(query, None, class_ids)
