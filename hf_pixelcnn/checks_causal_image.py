@@ -54,8 +54,9 @@ def computable(levels: torch.Tensor) -> torch.Tensor:
 
 def has_values(tensor: torch.Tensor) -> bool:
     """Whether a tensor can be asked what is in it: not in code that is compiled or mapped, nor on the meta device."""
-    mapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
-    return not (torch.compiler.is_compiling() or tensor.is_meta or mapped)
+    if torch.compiler.is_compiling() or tensor.is_meta:  # asked first: the next line cannot be compiled
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def what_floats_are(values: torch.Tensor, num_levels: int) -> str:
