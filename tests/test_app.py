@@ -141,6 +141,8 @@ def test_any_file_is_a_picture_or_a_sentence(tmp_path):
             fitted, _ = uploads.fit(picture, 28, 32, channels)
             assert (fitted.mode, fitted.size) == (mode, (32, 28))
     assert 5 <= read < 25
+    assert any("5000 × 5000 pixels; at most 17 million" in sentence for sentence in sentences)
+    assert any("at most 5 MB" in sentence for sentence in sentences)
     assert all(re.fullmatch(r"(This|The) [^\n]*\.", sentence) for sentence in sentences)
 
 
