@@ -6,7 +6,7 @@ APP := .venv-app
 # As many processes as cores, at most 4.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: help install demo app test test-quick test-oldest test-app screenshots lint benchmark cards golden docs clean
+.PHONY: help install demo app test test-quick test-oldest test-app attack screenshots lint benchmark cards golden docs clean
 
 help:
 	@echo "make demo       draw digits with a published model, then train one for at most 4 minutes; pictures in demo/"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-quick run those that neither train, compile nor start processes"
 	@echo "make test-oldest  run those that depend on versions, with the oldest dependencies that are supported"
 	@echo "make test-app   run those of the page, in a headless Chromium if there is one"
+	@echo "make attack     ten minutes of hostile input: damaged streams, data, models, arguments; random settings"
 	@echo "make cards      bring cards and configurations in model_cards/ up to date with the code"
 	@echo "make golden     write the numbers anew that likelihoods and samples are held to"
 	@echo "make screenshots  write the pictures of the page anew that the README shows"
@@ -74,6 +75,9 @@ test-app: $(APP)/.installed
 
 screenshots: $(APP)/.installed
 	SCREENSHOTS=model_cards/space/screenshots $(APP)/bin/python -m pytest tests/test_app_in_a_browser.py
+
+attack: install
+	$(PYTHON) tests/attacks.py --seconds 600
 
 cards: install
 	set -e; for config in model_cards/*/config.json; do \

@@ -358,20 +358,25 @@ class ForwardCache(SamplingCache):
         super().__init__(model, batch, height, width, class_ids)
         self.capture = None  # every row has a shape of its own
         self.model, self.class_ids = model, class_ids
-        self.levels = torch.zeros(batch, self.num_channels, height, width, dtype=torch.long, device=self.outputs.device)
+        # Levels of the rows that the row in work can see, its own at `place`, and below it those that are still 0.
+        self.place = -1
+        self.rows = torch.zeros(batch, self.num_channels, 0, width, dtype=torch.long, device=self.outputs.device)
 
     def compute_row(self):
-        self.top = self.model.model.first_row_seen(self.row)
-        self.bottom = self.height if self.model.model.reads_image_size else self.row + 1
+        model = self.model.model
+        above = self.row - model.first_row_seen(self.row)
+        below = self.height - self.row - 1 if model.reads_image_size else 0
+        earlier = self.rows[:, :, : self.place + 1]
+        self.rows = F.pad(earlier[:, :, earlier.shape[2] - above :], (0, 0, 0, 1 + below))
+        self.place = above
 
     def compute_parameters(self, column, channel):
-        seen = self.levels[:, :, self.top : self.bottom]
-        parameters, _ = self.model.distribution_parameters(seen, self.class_ids)
-        pixels = self.distribution.pixels(parameters)[:, self.row - self.top, column]
+        parameters, _ = self.model.distribution_parameters(self.rows, self.class_ids)
+        pixels = self.distribution.pixels(parameters)[:, self.place, column]
         self.pixel_parameters = pixels.to(self.outputs.device)
 
     def observe(self, column, channel, levels):
-        self.levels[:, channel, self.row, column] = levels.clamp_min(0)  # -1: broken, and noticed at the end
+        self.rows[:, channel, self.place, column] = levels.clamp_min(0)  # -1: broken, and noticed at the end
 
 
 class EncodedRowCache(SamplingCache):

@@ -6,6 +6,7 @@ number in [0, 1) for each of its dimensions, in raster order, and a level is the
 exceeds the number. So every sampler draws the same image, at any batch size.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -22,6 +23,11 @@ from .likelihood_causal_image import (
     levels_from_noise,
     to_raster,
 )
+
+
+def bytes_to_draw(shape: tuple[int, int, int, int], num_resamples: int = 1) -> int:
+    """Bytes that the random numbers and the levels of a request for images `(batch, channels, height, width)` take."""
+    return math.prod(shape) * num_resamples * (torch.float64.itemsize + torch.long.itemsize)
 
 
 def draw_noise(
@@ -171,6 +177,19 @@ class DrawRequest:
         )
 
 
+def checked_processor(processor: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable:
+    """A logits processor that raises `ValueError` where what it returns cannot be scores."""
+
+    def process(levels: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        result = processor(levels, scores)
+        if not isinstance(result, torch.Tensor) or result.shape != scores.shape:
+            got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+            raise ValueError(f"A logits processor must keep the shape of the scores, {tuple(scores.shape)}, got {got}.")
+        return result
+
+    return process
+
+
 class SampledCanvas(Canvas):
     r"""
     Images being drawn, by the noise rule.
@@ -226,15 +245,7 @@ class SampledCanvas(Canvas):
 
     def processed(self, scores: torch.Tensor, dimension: int) -> torch.Tensor:
         """Scores `(batch, num_levels)` of a dimension after all processors."""
-        if self.process is None:
-            return scores
-        result = self.process(self.levels[:, :dimension].clone(), scores)
-        if result.shape != scores.shape:
-            raise ValueError(
-                "A logits processor must keep the shape of the scores, "
-                f"{tuple(scores.shape)}, got {tuple(result.shape)}."
-            )
-        return result
+        return scores if self.process is None else self.process(self.levels[:, :dimension].clone(), scores)
 
     def decide(self, parameters, dimension):
         """Draw one dimension of all images."""
@@ -301,4 +312,4 @@ class SampledCanvas(Canvas):
         return torch.where(self.weighed, self.given_log_prob, 0).sum(1)
 
 
-__all__ = ["Canvas", "DrawRequest", "Given", "SampledCanvas", "draw_noise"]
+__all__ = ["Canvas", "DrawRequest", "Given", "SampledCanvas", "bytes_to_draw", "checked_processor", "draw_noise"]

@@ -1,12 +1,15 @@
 """Checks of what a user passes in, made before any work, and the mode that models work in."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from numbers import Integral
 
 import torch
 
 from .configuration_causal_image import CausalImageModelingConfig, is_int
+
+SMALL_REQUEST = 2**26  # bytes that are not worth a question to the system
 
 
 @contextlib.contextmanager
@@ -27,6 +30,34 @@ def check_count(name: str, count: int):
         raise TypeError(f"`{name}` must be an int, got {count!r}.")
     if count < 1:
         raise ValueError(f"`{name}` must be at least 1, got {count}.")
+
+
+def fits_in_memory(size: int, device: torch.device) -> bool:
+    """Whether so many bytes can be allocated, as far as can be told without using them."""
+    try:
+        torch.empty(size, dtype=torch.uint8, device=device)  # on a CPU memory is taken when it is written to
+    except (RuntimeError, TypeError):  # a TypeError if no tensor can have so many elements
+        return False
+    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo") as lines:
+            return not any(size > 1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return True
+
+
+def check_memory(what: str, size: int, device: torch.device):
+    r"""
+    Check, before any of it is allocated, that there is memory for a request.
+
+    Args:
+        what (`str`): What takes it, for the message.
+        size (`int`): Bytes that it takes at least.
+        device (`torch.device`): Where.
+
+    Raises:
+        torch.OutOfMemoryError: If so much is not free.
+    """
+    if size > SMALL_REQUEST and not fits_in_memory(size, device):
+        raise torch.OutOfMemoryError(f"{what} takes at least {size:,} bytes of memory on {device}: more than is free.")
 
 
 def check_draws(model):
@@ -210,9 +241,11 @@ __all__ = [
     "check_count",
     "check_draws",
     "check_levels",
+    "check_memory",
     "check_processor",
     "class_ids_for",
     "class_ids_of",
     "computable",
     "evaluation_mode",
+    "fits_in_memory",
 ]

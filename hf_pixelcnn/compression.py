@@ -23,7 +23,6 @@ import importlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Iterator
 
@@ -32,7 +31,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .canvas_causal_image import Canvas
-from .checks_causal_image import check_draws, check_levels, class_ids_for
+from .checks_causal_image import check_draws, check_levels, class_ids_for, fits_in_memory
 from .compressed_stream import (
     MAX_THREADS,
     CompressedStream,
@@ -124,19 +123,7 @@ def level_dtype(num_levels: int) -> torch.dtype:
     return torch.uint8 if num_levels <= 256 else torch.int32
 
 
-def fits_in_memory(size: int, device: torch.device) -> bool:
-    """Whether so many bytes can be allocated, as far as can be told without using them."""
-    try:
-        torch.empty(size, dtype=torch.uint8, device=device)  # on a CPU memory is taken when it is written to
-    except RuntimeError:
-        return False
-    if device.type == "cpu" and os.path.exists("/proc/meminfo"):
-        with open("/proc/meminfo") as lines:
-            return not any(size > 1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return True
-
-
-def check_memory(header: StreamHeader, num_levels: int, device: torch.device):
+def check_stream_memory(header: StreamHeader, num_levels: int, device: torch.device):
     """Raise if there is no room for the images of a stream: as they are decoded, in order, and as they are returned."""
     size = header.num_dims * (2 * level_dtype(num_levels).itemsize + torch.long.itemsize)
     if not fits_in_memory(size, device):
@@ -474,7 +461,7 @@ def decompress(model, data: bytes, *, max_dims: int | None = MAX_DIMS, show_prog
     header = stream.header
     check_identity(model, header)
     check_sizes(header, stream.payload, model.config.num_channels)
-    check_memory(header, model.config.num_levels, model.device)
+    check_stream_memory(header, model.config.num_levels, model.device)
     reader = LevelReader(stream.payload, model.config.num_classes)
     levels, pixels = torch.empty(0, dtype=torch.long, device=model.device), checksum()
     with num_threads(header.threads):

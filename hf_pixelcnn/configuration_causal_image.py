@@ -1,6 +1,7 @@
 """What the configurations of all families have in common, those of masked kernels, and those of gated blocks."""
 
 import math
+from collections import Counter
 from dataclasses import Field, field, fields
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -273,6 +274,9 @@ class CausalImageModelingConfig(PreTrainedConfig):
                 f"`id2label` must name each of the {self.num_classes} classes (`num_classes`), "
                 f"got {len(self.id2label)} names."
             )
+        (name, count), *_ = Counter(self.id2label.values()).most_common(1) or [("", 0)]
+        if self.num_classes > 0 and count > 1:
+            raise ValueError(f"`id2label` must give each class a name of its own, but {count} are {name!r}.")
 
     def validate_classification(self):
         prior = self.class_prior

@@ -4,6 +4,7 @@ r"""
 
 import contextlib
 import inspect
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
 from .caching_causal_image import device_of
-from .canvas_causal_image import DrawRequest, Given, SampledCanvas, draw_noise
-from .checks_causal_image import check_count, check_levels, class_ids_for, class_ids_of, computable
+from .canvas_causal_image import DrawRequest, Given, SampledCanvas, bytes_to_draw, checked_processor, draw_noise
+from .checks_causal_image import check_count, check_levels, check_memory, class_ids_for, class_ids_of, computable
 from .configuration_causal_image import CausalImageModelingConfig, as_height_and_width, is_int
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, levels_from_noise
@@ -150,7 +151,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
                 batches it draws faster where it guesses several pixels right and confirms them at once. `"naive"`, the
                 reference, runs a full forward for every dimension. `"fixed_point"` runs full forwards on the same
                 noise until nothing changes (Song et al. 2021, https://huggingface.co/papers/2002.03629, Jacobi
-                iteration). All draw the same images; in float32 and bfloat16 rounding may rarely move a level.
+                iteration). All draw the same images; in float32 and bfloat16 rounding may rarely move a level, in
+                float64 only where levels are equal to the last digits, as top-k may find among guided scores.
                 `"cached"` works on the layers' weights: it follows LoRA and parametrised weights, and refuses networks
                 with hooks or other layers put in from outside, which the other two call.
             show_progress (`bool`, defaults to `False`):
@@ -171,6 +173,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
 
         Raises:
             ValueError, TypeError: If arguments contradict each other, the model or their documentation.
+            torch.OutOfMemoryError: If there is not enough memory; where that can be told before anything is drawn, the
+                message says how many bytes are needed.
         """
         settings = self._generation_settings(generation_config, return_dict_in_generate, kwargs)
         sampler = self._sampler(sampler, settings, logits_processor)
@@ -180,11 +184,12 @@ class CausalImageGenerationMixin(torch.nn.Module):
         given = self._request_given(pixel_values, known_mask, shape)
         if settings.num_resamples > 1:
             self._check_resampling(settings.num_resamples, given, streamer)
+        self._check_memory(shape, settings, sampler, max_batch_size)
         request = DrawRequest(
             shape,
             draw_noise(generator, shape[0], shape[1] * shape[2] * shape[3], device_of(self), settings.num_resamples),
             settings,
-            LogitsProcessorList([*(logits_processor or []), *settings.logits_processors()]),
+            LogitsProcessorList([*map(checked_processor, logits_processor or []), *settings.logits_processors()]),
             self._request_class_ids(class_ids, shape[0], settings.guidance_scale),
             given,
         )
@@ -201,12 +206,25 @@ class CausalImageGenerationMixin(torch.nn.Module):
             raise ValueError(f"`sampler` must be one of {sorted(SAMPLERS)}, got {sampler!r}.")
         if logits_processor is not None and not isinstance(logits_processor, list | tuple):
             raise TypeError(f"`logits_processor` must be a list, got {type(logits_processor).__name__}.")
+        if not all(map(callable, logits_processor or [])):
+            raise TypeError(f"`logits_processor` must be a list of callables, got {logits_processor}.")
         if sampler == "fixed_point" and (logits_processor or settings.output_scores):
             raise ValueError(
                 "`sampler='fixed_point'` draws all dimensions at once, so it takes no `logits_processor` and gives no "
                 "scores; use 'cached'."
             )
         return "naive" if sampler == "cached" and not settings.use_cache else sampler
+
+    def _check_memory(self, shape, settings: PixelCNNGenerationConfig, sampler: str, max_batch_size: int | None):
+        """Raise before anything is drawn if a request takes more memory than is free."""
+        size, images = bytes_to_draw(shape, settings.num_resamples), shape[0] * settings.num_resamples
+        if settings.output_scores:
+            size += math.prod(shape) * settings.num_resamples * self.config.num_levels * torch.float32.itemsize
+        if sampler != "cached":  # forward passes, which compute the features of all pixels
+            pixels = min(images, max_batch_size or images) * shape[2] * shape[3]
+            size += pixels * self.config.hidden_size * self.dtype.itemsize
+        _, channels, height, width = shape
+        check_memory(f"Drawing {images} images of {channels}×{height}×{width}", size, device_of(self))
 
     @staticmethod
     def _check_resampling(num_resamples: int, given: Given | None, streamer: Callable | None):

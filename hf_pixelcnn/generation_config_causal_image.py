@@ -1,6 +1,7 @@
 """How levels are drawn: the settings of `generate`, as `generation_config.json` holds them."""
 
 import math
+import sys
 
 from transformers import (
     GenerationConfig,
@@ -91,6 +92,9 @@ class PixelCNNGenerationConfig(GenerationConfig):
             value = getattr(self, name)
             if not (is_int(value) or (isinstance(value, float) and name != "top_k")):
                 raise TypeError(f"`{name}` must be {'an int' if name == 'top_k' else 'a number'}, got {value!r}.")
+            if is_int(value) and value > sys.float_info.max and name != "top_k":
+                bits = value.bit_length()
+                raise ValueError(f"`{name}` must be a number that a float can hold, got one of {bits} bits.")
         if not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0, got {self.temperature}; use `do_sample=False` for modes.")
         if self.top_k < 0:

@@ -37,6 +37,10 @@ VARIANTS = {
 KINDS = ("grey_codes", "colour_bernoulli_classes", "colour_mixture")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="every fault, and attacks for ten minutes")
+
+
 def small_config(family, **config):
     """Sizes for tests; those of kernels that a family lacks are left out."""
     defaults = {

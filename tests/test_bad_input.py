@@ -102,6 +102,16 @@ def test_wrong_arguments_of_generate():
         ({"image_size": True}, ValueError, "`image_size` must be a positive int or"),
         ({"max_batch_size": 2.5}, TypeError, "`max_batch_size` must be an int, got 2.5"),
         ({"logits_processor": print}, TypeError, "`logits_processor` must be a list"),
+        ({"logits_processor": [3]}, TypeError, "`logits_processor` must be a list of callables"),
+        ({"temperature": 10**400}, ValueError, "`temperature` must be a number that a float can hold, got one of 1329"),
+        ({"guidance_scale": 10**400}, ValueError, "`guidance_scale` must be a number that a float can hold"),
+        ({"num_images": 10**12}, torch.OutOfMemoryError, "takes at least 480,000,000,000,000 bytes of memory on cpu"),
+        ({"image_size": 10**12}, torch.OutOfMemoryError, "Drawing 1 images of 1×10+×10+ takes at least"),
+        (
+            {"num_resamples": 10**30, "pixel_values": levels(1, 1, 5, 6), "known_mask": torch.ones(5, 6).bool()},
+            torch.OutOfMemoryError,
+            "takes at least",
+        ),
         ({"class_ids": "3"}, ValueError, "There is no class '3'"),
         ({"class_ids": ["3"]}, ValueError, "There is no class '3'"),
         ({"class_ids": [1, None]}, TypeError, "`class_ids` must be ids or names of classes, got None"),
@@ -165,8 +175,10 @@ def test_a_model_without_weights_draws_nothing():
 
 def test_a_processor_of_another_shape_is_refused_and_cannot_change_the_canvas():
     model = build_model("pixelcnn", num_levels=4)
-    with pytest.raises(ValueError, match="A logits processor must keep the shape of the scores"):
-        model.generate(num_images=5, logits_processor=[lambda levels, scores: scores[:, :1]])
+    for result, got in ((lambda scores: scores[:, :1], r"\(5, 1\)"), (lambda scores: None, "NoneType")):
+        message = r"A logits processor must keep the shape of the scores, \(5, 4\), got " + got
+        with pytest.raises(ValueError, match=message):
+            model.generate(num_images=5, logits_processor=[lambda _, scores, result=result: result(scores)], top_k=2)
 
     def meddle(levels, scores):
         levels.fill_(3)

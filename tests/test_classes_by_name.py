@@ -83,8 +83,6 @@ def test_names_decide_which_class_of_the_model_is_meant(kind):
     )
     with pytest.raises(InputError, match=message):
         seen(["dog"], ["cow", "dog"])
-    with pytest.raises(InputError, match="several classes of the model have the same name: dog"):
-        seen(["dog"], ["dog"], ["dog", "dog"])
 
 
 def test_a_class_that_a_stream_has_and_the_model_has_not_is_an_error():

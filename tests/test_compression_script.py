@@ -293,7 +293,7 @@ def test_bad_input_is_answered_in_one_line(saved, tmp_path):
         ([*pack, images, "--split", "test"], "unknown argument '--split'"),
         ([*pack, tmp_path / "nothing"], "there is no file or folder"),
         ([*pack, tmp_path / "empty"], "there is no image"),
-        ([*pack, tmp_path / "text.png"], "cannot use"),
+        ([*pack, tmp_path / "text.png"], "cannot be used as an image"),
         ([*pack, images, "--class_id", "3"], "unconditional"),
         (["compress", "--model", model, "--input", images, "--output", "nowhere/x.pxc"], "its folder does not exist"),
         (["compress", "--model", no_processor, "--input", images, "--output", "x.pxc"], "no image processor"),

@@ -24,6 +24,7 @@ def test_a_configuration_that_cannot_work_is_refused_when_it_is_made():
         ({"num_levels": 1}, "`num_levels` must be between 2 and 256"),
         ({"num_levels": 257}, "`num_levels` must be between 2 and 256"),
         ({"num_levels": 16385, "input_encoding": "embedding"}, "`num_levels` must be between 2 and 16384"),
+        ({"num_classes": 3, "id2label": {0: "a", 1: "b", 2: "a"}}, "a name of its own, but 2 are 'a'"),
         ({"num_channels": 0}, "`num_channels` must be at least 1, got 0"),
         ({"num_hidden_layers": 0}, "`num_hidden_layers` must be at least 1, got 0"),
         ({"num_head_layers": -1}, "`num_head_layers` must be at least 0, got -1"),

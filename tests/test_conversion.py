@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import seeded
+from conftest import one_line_error, seeded
 from convert_pixelcnnpp_checkpoint import convert_state_dict, main
 from transformers import AutoModel
 
@@ -145,9 +145,24 @@ def test_a_converted_model_computes_what_the_port_does(num_channels):
     torch.testing.assert_close(log_prob, port_log_prob(expected, levels), rtol=1e-6, atol=1e-6)
 
 
-def test_a_file_becomes_a_folder_that_loads(tmp_path):
-    torch.save(port_state_dict(3, torch.float32), tmp_path / "port.pth")
-    main(["--checkpoint", str(tmp_path / "port.pth"), "--output_dir", str(tmp_path / "ours"), "--image_size", "8"])
+def test_a_file_becomes_a_folder_that_loads_however_it_is_wrapped(tmp_path):
+    state, weights = port_state_dict(3, torch.float32), []
+    bare = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    kinds = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+    parametrized = {
+        f"_orig_mod.{layer}.{kinds.get(kind, kind)}": tensor
+        for name, tensor in bare.items()
+        for layer, _, kind in [name.rpartition(".")]
+    }
+    for number, file in enumerate((state, {"epoch": 3, "state_dict": bare}, {"model": parametrized})):
+        torch.save(file, tmp_path / "port.pth")
+        output = tmp_path / f"ours{number}"
+        main(["--checkpoint", str(tmp_path / "port.pth"), "--output_dir", str(output), "--image_size", "8"])
+        weights.append((output / "model.safetensors").read_bytes())
+    assert len(set(weights)) == 1
+    output.rename(tmp_path / "ours")
+    words = ["--checkpoint", tmp_path / "port.pth", "--output_dir", tmp_path / "ours"]
+    assert "exists already: choose a new or empty folder" in one_line_error(main, words)
     model = AutoModel.from_pretrained(tmp_path / "ours")
     assert type(model) is PixelCNNPPForCausalImageModeling
     assert model.generate(generator=seeded()).shape == (1, 3, 8, 8)
@@ -161,12 +176,16 @@ def test_a_file_becomes_a_folder_that_loads(tmp_path):
         (lambda state: state.pop("module.u_init.conv.weight_g"), "layer 'u_init.conv' has"),
         (lambda state: state.update({"module.attention.weight": torch.zeros(1)}), "a layer 'attention'"),
         (lambda state: state.clear(), "its first or last layer is missing"),
+        (lambda state: state.update({"module.nin_out.lin_a.bias": torch.zeros(7)}), "has 7 outputs"),
+        (lambda state: state.update({"module.u_init.conv.weight_g": torch.zeros(5)}), "shapes do not go together"),
+        (lambda state: state["module.u_init.conv.bias"].fill_(torch.nan), "the model is broken: NaN"),
+        (lambda state: state.update({"module.nin_out.lin_a.bias": torch.zeros(1).expand(10**9)}), "each stored once"),
         (
             lambda state: [state.pop(name) for name in list(state) if "down_layers.2.u_stream.1" in name],
             "is no complete PixelCNN",
         ),
     ],
-    ids=["half a weight", "another layer", "empty", "a block less"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_file_that_is_something_else_is_refused_in_one_line(tmp_path, change, message):
     state = port_state_dict(3, torch.float32)

@@ -27,3 +27,4 @@ def test_forward_passes_run_on_the_rows_that_are_seen_only(monkeypatch):
     model.model.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[2]))
     model.generate()
     assert rows == [r for row in range(12) for r in [min(row + 1, 3)] * 3]  # itself and two rows above
+    ForwardCache(model, batch=1000, height=2**40, width=3)  # takes memory for those rows only

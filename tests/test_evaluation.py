@@ -146,11 +146,11 @@ def test_requests_that_mean_nothing_are_refused(tmp_path, cache):
     saved(tmp_path / "model", processor, num_classes=0, id2label=None)
     words = ["--model", tmp_path / "model", "--dataset", DIGITS, "--split", "test[:4]", "--cache_dir", cache]
     for message, more in {
-        "--num_binarizations must be at least 1, got 0": ["--num_binarizations", 0],
+        "`num_binarizations` must be at least 1, got 0": ["--num_binarizations", 0],
         "each draw would be the same": ["--num_binarizations", 2],
         "needs a class-conditional model, but `num_classes` is 0": ["--classify", "true"],
         "--class_temperature needs --classify true": ["--class_temperature", 2],
-        "--batch_size must be at least 1": ["--batch_size", 0],
+        "`batch_size` must be at least 1": ["--batch_size", 0],
         "`class_temperature` must be a finite number above 0": ["--classify", "true", "--class_temperature", 0],
         "cannot write": ["--heat_map", tmp_path / "heat.xyz"],
     }.items():

@@ -49,9 +49,12 @@ def build_levels(folder, classes):
 
 
 def test_models_that_do_not_go_together_are_refused(model, tmp_path):
+    foreign = save(tmp_path / "foreign", num_levels=4, num_classes=3, id2label=NAMES)
+    PixelCNNImageProcessor(num_levels=256).save_pretrained(foreign)
     plain = save(tmp_path / "plain", num_levels=4)
     more = save(tmp_path / "more", num_levels=4, num_classes=4)
     for words, text in (
+        (["--model", model, "--classifier", foreign], "has `num_levels` 256, but the model has 4"),
         (["--model", model, "--classifier", more], "must have the same classes"),
         (["--model", model, "--classifier", plain], "cannot load a classifier"),
         (["--model", plain, "--classifier", model], "must have the same classes"),

@@ -124,7 +124,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, shades):
         ("they model other levels", "model", "--background", tmp_path / "other"),
         ("has no image processor", "codes"),
         ("are (1, 28, 28), of", "whole"),
-        ("--batch_size must be at least 1", "model", "--batch_size", 0),
+        ("`batch_size` must be at least 1", "model", "--batch_size", 0),
         ("cannot load a model", "model", "--background", tmp_path / "nothing"),
         ("cannot load split", "model", "--out_split", "night"),
     ):

@@ -464,11 +464,15 @@ def test_two_processes_draw_the_same_picture_as_one(trained, tmp_path):
 def test_a_damaged_image_is_answered_in_one_line(tmp_path):
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(256, size=(32, 32), dtype=np.uint8)).save(file, "PNG")
-    images = [{"bytes": file.getvalue(), "path": None}, {"bytes": file.getvalue()[:300], "path": None}]
+    images = [{"bytes": file.getvalue(), "path": "whole.png"}, {"bytes": file.getvalue()[:300], "path": "cut.png"}]
     folder = save_rows(tmp_path / "damaged", {"image": images}, image=datasets.Image())
     words = ["--dataset", folder, "--eval_split", "train", *TINY, "--output_dir", tmp_path / "run"]
-    assert "has an image that cannot be used" in one_line_error(train.main, words)
+    message = one_line_error(train.main, words)
+    assert "row 1 of column 'image' (cut.png) cannot be used as an image: " in message
     assert not (tmp_path / "run").exists()
+    images[1] = None
+    folder = save_rows(tmp_path / "missing", {"image": images}, image=datasets.Image())
+    assert "row 1 of column 'image' has no image" in one_line_error(train.main, [*words, "--dataset", folder])
 
 
 def cells_of(path, rows, columns, size=8):
@@ -744,11 +748,19 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
             ],
             *[*TINY[2:], "--image_size", "8", "--per_device_train_batch_size", "2"],
         ],
-        "`ema_decay` must be in [0, 1)": [*data, "--ema_decay", "1.5"],
+        "`ema_decay` must be below 1, got 1.5": [*data, "--ema_decay", "1.5"],
         "`per_device_train_batch_size` must be at least 1, got 0": [*data, "--per_device_train_batch_size", "0"],
-        "--seed must be 0 ... 4294967295, got -1": [*data, "--seed", "-1"],
-        "--num_samples must be at least 1": [*data, "--num_samples", "0"],
-        "--mutation_rate must be in [0, 1], got 1.5": [*data, "--mutation_rate", "1.5"],
+        "`learning_rate` must be a finite number, got nan": [*data, "--learning_rate", "nan"],
+        "`num_train_epochs` must be above 0, got -1.0": [*data, "--num_train_epochs", "-1"],
+        "`dataloader_num_workers` must be at least 0": [*data, "--dataloader_num_workers", "-1"],
+        "`report_to` must be all or none": [*data, "--report_to", "carrier_pigeon"],
+        "`metric_for_best_model` must be loss or bits_per_dim": [*data, "--metric_for_best_model", "beauty"],
+        "`torch_compile_backend` must be eager": [*data, "--torch_compile_backend", "gcc"],
+        "training this model takes at least": [*data, "--hidden_size", "8000000", "--per_device_train_batch_size", "2"],
+        "an image of 900000×900000 takes at least": [*data, "--image_size", "900000"],
+        "`seed` must be at least 0, got -1": [*data, "--seed", "-1"],
+        "`num_samples` must be at least 1": [*data, "--num_samples", "0"],
+        "`mutation_rate` must be at most 1, got 1.5": [*data, "--mutation_rate", "1.5"],
         "--threshold needs": [*data, "--threshold", "0"],
         "--center_crop needs --image_size": [*data, "--center_crop", "true"],
         "cannot load a classifier": [*data, "--model_name_or_path", trained, "--generative_weight", "0.5"],
@@ -821,6 +833,20 @@ def test_a_finished_run_does_not_train_on(tmp_path, digits_words, capsys):
 
     train.main([*again, "--max_steps", "5"])
     assert json.loads((run / "results.json").read_text())["steps"] == 5
+
+
+def test_a_finished_run_that_code_resumes_only_becomes_what_it_was(tmp_path, grey_digits):
+    def run(resume, **options):
+        options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "ema_decay": 0.5, **options}
+        trainer = trainer_for(tmp_path, gated_model(seed=resume, num_levels=2), grey_digits(), **options)
+        return trainer, trainer.train(resume_from_checkpoint=resume or None)
+
+    first, _ = run(False)
+    for options in ({}, {"max_steps": -1, "num_train_epochs": 1}):
+        again, output = run(True, **options)
+        assert output.global_step == again.state.global_step == 4
+        assert_same(weights_of(first.model), weights_of(again.model))
+        assert_same(first.ema.average, again.ema.average)
 
 
 def test_a_checkpoint_of_the_model_alone_is_not_resumed(tmp_path, digits_words):

@@ -5,16 +5,21 @@ Nothing here imports torch, which takes seconds: a script reads its command line
 """
 
 import argparse
+import contextlib
 import difflib
 import functools
+import reprlib
+import signal
 import sys
-from collections.abc import Callable, Collection, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields, make_dataclass
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
 import yaml
 from declared_fields import as_options, fields_of_script
+from limits import check_numbers
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
@@ -103,7 +108,9 @@ class CommandLineParser(HfArgumentParser):
             *parsed, unknown = self.parse_args_into_dataclasses(
                 arguments, look_for_args_file=False, return_remaining_strings=True
             )
-        except (ValueError, ImportError) as error:  # what the dataclasses themselves refuse
+            for part in parsed:
+                check_numbers(vars(part))
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:  # what the dataclasses themselves refuse
             raise CommandLineError(str(error)) from error
         if unknown:
             raise self.unknown_argument(unknown[0])
@@ -150,10 +157,9 @@ class CommandLineParser(HfArgumentParser):
             action, kinds = actions[key], types_in(hints[key])
             try:
                 self.set_defaults(**{key: typed(value, action, kinds)})
-            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                raise CommandLineError(
-                    f"`{key}` in {path} must be {described(action, kinds)}, got {value!r}."
-                ) from error
+            except (ValueError, TypeError, ArithmeticError, argparse.ArgumentTypeError) as error:
+                wanted = described(action, kinds)
+                raise CommandLineError(f"`{key}` in {path} must be {wanted}, got {shown(value)}.") from error
             action.required = False
 
     def read_recipe(self, path: str) -> dict:
@@ -166,7 +172,7 @@ class CommandLineParser(HfArgumentParser):
             recipe = yaml.safe_load(self.recipe) or {}
         except OSError as error:
             raise CommandLineError(f"cannot read the recipe {path}: {error.strerror}.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # also of text that is not UTF-8, or too deep
             raise CommandLineError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(recipe, dict):
             raise CommandLineError(f"{path} must hold `key: value` pairs, got a {type(recipe).__name__}.")
@@ -177,6 +183,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Which known word is nearest, in words; nothing if none is near."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f", the nearest is {found[0]}" if found else ""
+
+
+def shown(value: object) -> str:
+    """A value from YAML in a message: short, whatever it holds."""
+    try:
+        return repr(value) if isinstance(value, str | float | bool) else reprlib.repr(value)
+    except ValueError:
+        return "an integer of thousands of digits"
 
 
 def types_in(hint) -> list:
@@ -241,23 +255,100 @@ def check_first(script: str):
     one_line_errors(CommandLineParser([options_of(script)]).parse)()
 
 
-def is_told_in_one_line(error: Exception) -> bool:
-    """Whether an error is about what was asked for: of the command line, the package, or a file or folder."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the request to end, as `kill` and job schedulers send it."""
+
+
+def say_interrupt(kind: type[BaseException], error: BaseException, trace):
+    """Python's own words about an error that nothing has caught, but one line on Ctrl-C."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = say_interrupt  # while a script imports torch, too
+
+
+@contextlib.contextmanager
+def ended_by_request() -> Iterator[None]:
+    """Let SIGTERM end the main thread as Ctrl-C does, so that what is half done is undone."""
+
+    def end(number, frame):
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether memory ran out, which torch says on a CPU in a RuntimeError."""
+    is_one = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of torch
+    return is_one or "can't allocate memory" in str(error)
+
+
+def is_write_error(error: BaseException) -> bool:
+    """Whether a file could not be written or read, also where safetensors or `torch.save` has an error of its own."""
+    is_one = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    return is_one or "PytorchStreamWriter" in str(error)
+
+
+def is_about_input(error: BaseException) -> bool:
+    """Whether an error is about what was asked for: of the command line, or of the package."""
     errors = sys.modules.get("hf_pixelcnn.training.errors")  # not imported: then none of its errors was raised
-    kinds = (CommandLineError, OSError) if errors is None else (CommandLineError, OSError, errors.InputError)
-    return isinstance(error, kinds)
+    return isinstance(error, CommandLineError) or (errors is not None and isinstance(error, errors.InputError))
+
+
+@contextlib.contextmanager
+def what_to_do(advice: Callable[[], str]) -> Iterator[None]:
+    """Add to the line that an interrupt, a full disk or full memory ends with, how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or is_memory_error(error) or is_write_error(error):
+            error.add_note(advice())
+        raise
+
+
+def line_of(error: BaseException) -> str | None:
+    """What to say about an error whose cause lies outside the program; `None` for a fault of the program."""
+    if isinstance(error, KeyboardInterrupt):
+        line = "terminated." if isinstance(error, Terminated) else "interrupted."
+    elif is_memory_error(error):
+        line = f"error: out of memory: {error or 'there is not enough for this request'}"
+    elif is_about_input(error) or is_write_error(error):
+        line = f"error: {error}"
+    else:
+        return None
+    for note in getattr(error, "__notes__", []):
+        line = f"{line.rstrip('.')}. {note}"
+    return " ".join(line.split())
 
 
 def one_line_errors(main: Callable) -> Callable:
-    """Let `main` end with exit code 1 and one line on stderr on an error [`is_told_in_one_line`]."""
+    r"""
+    Let `main` end with one line on stderr, and no traceback, where the cause lies outside the program: exit code 1 on
+    an error about the input, on files that cannot be read or written and when memory runs out; 130 after Ctrl-C and
+    143 after SIGTERM, as shells have it.
+    """
 
     @functools.wraps(main)
     def wrapped(arguments: list[str] | None = None):
         try:
-            return main(arguments)
-        except Exception as error:
-            if not is_told_in_one_line(error):
+            with ended_by_request():
+                return main(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            if (line := line_of(error)) is None:
                 raise
-            sys.exit("error: " + " ".join(str(error).split()))
+            if not isinstance(error, KeyboardInterrupt):
+                sys.exit(line)
+            print(line, file=sys.stderr)
+            sys.exit(143 if isinstance(error, Terminated) else 130)
 
     return wrapped

@@ -31,7 +31,7 @@ from pathlib import Path, PurePath
 import numpy as np
 import torch
 from command_line import CommandLineParser, one_line_errors
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
@@ -46,6 +46,7 @@ from hf_pixelcnn.training import (
     load_model,
     load_split,
     nats_per_image,
+    readable_picture,
     run_facts,
     write_json,
     written_beside,
@@ -140,16 +141,13 @@ def read_image(file: Path, processor: PixelCNNImageProcessor) -> tuple[torch.Ten
     Raises:
         InputError: If it cannot be read, or has several pages.
     """
-    try:
-        with Image.open(file) as image:
-            if (count := getattr(image, "n_frames", 1)) > 1:
-                raise InputError(
-                    f"{file} has {count} pages or frames, and a stream would keep one: save each as a file of its own."
-                )
-            levels = processor(image, return_tensors="pt")["pixel_values"].byte()
-            original = np.asarray(upright(image))
-    except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
-        raise InputError(f"cannot use {file}: {error}") from error
+    with readable_picture(str(file)), Image.open(file) as image:
+        if (count := getattr(image, "n_frames", 1)) > 1:
+            raise InputError(
+                f"{file} has {count} pages or frames, and a stream would keep one: save each as a file of its own."
+            )
+        levels = processor(image, return_tensors="pt")["pixel_values"].byte()
+        original = np.asarray(upright(image))
     restored = np.asarray(processor.post_process(levels)[0])
     return levels, restored.shape == original.shape and np.array_equal(restored, original)
 

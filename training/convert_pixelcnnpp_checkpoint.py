@@ -3,14 +3,17 @@ Turn a checkpoint of the widely used PyTorch port of PixelCNN++ into a model of 
 
     python training/convert_pixelcnnpp_checkpoint.py --checkpoint pcnn_lr.pth --output_dir pixelcnn-pp-cifar10
 
-The file holds a state dict with weight-norm keys (`weight_g`, `weight_v`), with or without `module.` before every name.
-It is read without running any code in it. The model gets plain weights: the port normalises its transposed convolutions
-over their inputs, which a direction and a gain per output cannot express. Sizes are read off the tensors.
+The file holds a state dict with weight-norm keys (`weight_g` and `weight_v`, or `parametrizations.weight.original0` and
+`1`), alone or as the entry `state_dict`, `model_state_dict` or `model` of a dictionary, with or without the prefixes of
+parallel and compiled models. It is read without running any code in it. The model gets plain weights: the port
+normalises its transposed convolutions over their inputs, which a direction and a gain per output cannot express. Sizes
+are read off the tensors. The folder must be new or empty.
 """
 
 import pickle
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from command_line import CommandLineParser, check_first, one_line_errors
 
@@ -18,10 +21,11 @@ if __name__ == "__main__":
     check_first(__file__)  # before the imports that take seconds: a typo is answered at once
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
-from hf_pixelcnn.training import InputError
+from hf_pixelcnn.training import InputError, all_written_beside, check_finite, held
 
 # Names of layers in the port (regular expressions) and in this package.
 LAYERS = {
@@ -38,6 +42,9 @@ LAYERS = {
     r"upsize_ul_stream\.(\d+)\.deconv": r"model.combined_upsampling.\1",
     r"nin_out\.lin_a": "head.layers.0",
 }
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # entries under which checkpoints keep their state dict
+PREFIXES = re.compile(r"^((module|_orig_mod)\.)+")  # of parallel and compiled models
+PARAMETRIZED = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 
 
 @dataclass
@@ -56,12 +63,40 @@ def our_name(layer: str) -> str:
     raise InputError(f"the checkpoint has a layer {layer!r}, which a PixelCNN++ of that port has not.")
 
 
+def parts_of_layers(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    r"""
+    The tensors of each layer of the port: `bias`, and `weight` or `weight_g` and `weight_v`.
+
+    Raises:
+        InputError: If a layer has others, or their sizes contradict each other.
+    """
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        name = PREFIXES.sub("", name)
+        for theirs, ours in PARAMETRIZED.items():
+            name = name.replace(theirs, ours)
+        layer, _, kind = name.rpartition(".")
+        if kind in layers.setdefault(layer, {}):
+            raise InputError(f"the checkpoint has {name!r} twice, with and without a prefix.")
+        layers[layer][kind] = tensor
+    for layer, tensors in layers.items():
+        our_name(layer)
+        if set(tensors) not in ({"weight_g", "weight_v", "bias"}, {"weight", "bias"}):
+            raise InputError(f"layer {layer!r} has {sorted(tensors)}, not weight_g, weight_v and bias.")
+        weight = tensors.get("weight", tensors.get("weight_v"))
+        fits = "weight_g" not in tensors or tensors["weight_g"].numel() == len(weight)
+        if not fits or weight.ndim not in (2, 4) or tensors["bias"].ndim != 1:
+            shapes = {kind: list(tensor.shape) for kind, tensor in tensors.items()}
+            raise InputError(f"layer {layer!r} has tensors whose shapes do not go together: {shapes}.")
+    return layers
+
+
 def effective_weight(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     """g · v / ‖v‖, the norm taken over all dimensions but the first, as the old weight norm does."""
     if "weight" in tensors:
         return tensors["weight"]
     g, v = tensors["weight_g"], tensors["weight_v"]
-    return v * (g / v.flatten(1).norm(dim=1).view_as(g))
+    return v * (g.flatten() / v.flatten(1).norm(dim=1)).view(-1, *[1] * (v.ndim - 1))
 
 
 def head_rows(num_channels: int, num_components: int) -> torch.Tensor:
@@ -84,17 +119,13 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, 
     Returns:
         The fields of a [`PixelCNNPPConfig`], and the state dict of a [`PixelCNNPPForCausalImageModeling`], in the dtype
         of `state`.
+
+    Raises:
+        InputError: If they are not those of a PixelCNN++ of that port.
     """
-    layers = {}
-    for name, tensor in state.items():
-        layer, _, kind = name.removeprefix("module.").rpartition(".")
-        layers.setdefault(layer, {})[kind] = tensor
     converted = {}
-    for layer, tensors in layers.items():
-        name = our_name(layer)
-        if set(tensors) not in ({"weight_g", "weight_v", "bias"}, {"weight", "bias"}):
-            raise InputError(f"layer {layer!r} has {sorted(tensors)}, not weight_g, weight_v and bias.")
-        weight = effective_weight(tensors)
+    for layer, tensors in parts_of_layers(state).items():
+        name, weight = our_name(layer), effective_weight(tensors)
         if "upsampling" in name:
             weight = weight.transpose(0, 1)  # (in, out, rows, columns) in the port
         converted[f"{name}.weight"] = weight[:, :, None, None] if weight.ndim == 2 else weight
@@ -107,11 +138,16 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, 
     num_channels = num_inputs - 1  # one more, which is 1 inside the image
     if num_channels not in (1, 3):
         raise InputError(f"the port knows images of 1 or 3 channels, the checkpoint has {num_channels}.")
-    num_components = len(converted["head.layers.0.bias"]) // (10 if num_channels == 3 else 3)
+    num_outputs = len(converted["head.layers.0.bias"])
+    num_components, rest = divmod(num_outputs, 10 if num_channels == 3 else 3)
+    if rest or not num_components or len(converted["head.layers.0.weight"]) != num_outputs:
+        raise InputError(f"the last layer has {num_outputs} outputs, which are not those of a mixture of logistics.")
     rows = head_rows(num_channels, num_components)
     for name in ("head.layers.0.weight", "head.layers.0.bias"):
         converted[name] = converted[name][rows]
-    depths = [int(name.split(".")[3]) for name in converted if name.startswith("model.up_layers.")]
+    depths = {int(name.split(".")[3]) for name in converted if name.startswith("model.up_layers.")}
+    if depths != set(range(len(depths))):
+        raise InputError(f"the checkpoint has the blocks {sorted(depths)} of each resolution: some are missing.")
     config = {
         "num_channels": num_channels,
         "hidden_size": hidden_size,
@@ -123,37 +159,64 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, 
     return config, {name: tensor.contiguous() for name, tensor in converted.items()}
 
 
+def is_state_dict(found: object) -> bool:
+    """Whether something is a dictionary of tensors by name."""
+    return isinstance(found, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    )
+
+
 def read_tensors(path: str) -> dict[str, torch.Tensor]:
-    """The tensors in a file, read without running code from it."""
-    if path.endswith(".safetensors"):
-        return load_file(path)
+    r"""
+    The tensors in a file, read without running code from it, in float64.
+
+    Raises:
+        InputError: If it holds no state dict of numbers.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.endswith(".safetensors"):
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} holds something besides tensors, which was not loaded.") from error
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+    except Exception as error:  # a foreign file may raise anything
         raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise InputError(f"{path} holds no state dict: names and tensors.")
-    return state
+    if isinstance(found, dict) and not is_state_dict(found):
+        found = next((found[name] for name in WRAPPERS if name in found), found)
+    if not is_state_dict(found):
+        raise InputError(f"{path} holds no state dict, names and tensors, alone or under {' or '.join(WRAPPERS)}.")
+    for name, tensor in found.items():
+        size = tensor.numel() * tensor.element_size()
+        if tensor.layout != torch.strided or not tensor.is_floating_point() or tensor.untyped_storage().nbytes() < size:
+            raise InputError(f"{path}: {name!r} is not a tensor of floating-point numbers, each stored once.")
+    return {name: tensor.double() for name, tensor in found.items()}
+
+
+def check_free(folder: Path):
+    """Raise unless a folder is missing or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already: choose a new or empty folder as --output_dir.")
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(ConversionArguments).parse(arguments)
-    fields, state = convert_state_dict(
-        {name: tensor.double() for name, tensor in read_tensors(args.checkpoint).items()}
-    )
-    model = PixelCNNPPForCausalImageModeling(PixelCNNPPConfig(image_size=args.image_size, **fields))
-    try:
-        model.load_state_dict(state)  # rounds to float32
-    except RuntimeError as error:
-        raise InputError(f"{args.checkpoint} is no complete PixelCNN++: {error}") from error
-    model.save_pretrained(args.output_dir)
-    size = {"height": args.image_size, "width": args.image_size}
-    PixelCNNImageProcessor(num_channels=fields["num_channels"], num_levels=256, size=size).save_pretrained(
-        args.output_dir
-    )
+    output = Path(args.output_dir)
+    with held(output):
+        check_free(output)
+        fields, state = convert_state_dict(read_tensors(args.checkpoint))
+        size = {"height": args.image_size, "width": args.image_size}
+        try:
+            model = PixelCNNPPForCausalImageModeling(PixelCNNPPConfig(image_size=args.image_size, **fields))
+            processor = PixelCNNImageProcessor(num_channels=fields["num_channels"], num_levels=256, size=size)
+            model.load_state_dict(state)  # rounds to float32
+        except (RuntimeError, ValueError, StrictDataclassError) as error:
+            raise InputError(f"{args.checkpoint} is no complete PixelCNN++: {error}") from error
+        check_finite(model)
+        with all_written_beside(output) as beside:
+            model.save_pretrained(beside)
+            processor.save_pretrained(beside)
     print(f"{model.num_parameters():,} parameters: {fields}; model and image processor are in {args.output_dir}")
 
 

@@ -32,6 +32,7 @@ from hf_pixelcnn.training import (
     add_captions,
     collate_levels,
     completion_grid,
+    held,
     load_model,
     load_split,
     nats_per_image,
@@ -191,10 +192,8 @@ def advice(demo: DemoArguments, steps: int, bits: float, seconds: float) -> str:
     )
 
 
-@one_line_errors
-def main(arguments: list[str] | None = None):
-    (demo,) = CommandLineParser([DemoArguments]).parse(arguments)
-    output = Path(demo.output_dir)
+def show(demo: DemoArguments, output: Path):
+    """All stages."""
     output.mkdir(parents=True, exist_ok=True)
     max_threads = torch.get_num_threads()
     with num_threads(1):  # only training is large enough to try more
@@ -227,6 +226,13 @@ def main(arguments: list[str] | None = None):
     say(f"   look at {paths[0]} and {paths[1]}; the model is in {output}")
     if after > ENOUGH_BITS:
         say(advice(demo, steps, after, seconds))
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    (demo,) = CommandLineParser([DemoArguments]).parse(arguments)
+    with held(demo.output_dir):
+        show(demo, Path(demo.output_dir))
 
 
 if __name__ == "__main__":

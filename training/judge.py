@@ -19,6 +19,8 @@ if __name__ == "__main__":
 import torch
 from tqdm.auto import tqdm
 
+from hf_pixelcnn.canvas_causal_image import bytes_to_draw
+from hf_pixelcnn.checks_causal_image import check_memory
 from hf_pixelcnn.training import (
     InputError,
     choose_device,
@@ -48,7 +50,8 @@ def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser([JudgeArguments]).parse(arguments)
     device = choose_device(args.device)
     model, processor = load_model(args.model)
-    classifier, judges_processor = load_classifier(args.classifier), load_processor(args.classifier)
+    classifier = load_classifier(args.classifier)
+    judges_processor = load_processor(args.classifier, classifier.config)
     if processor is None or judges_processor is None:
         raise InputError("--model and --classifier must be models of images, with image processors.")
     names = [model.config.id2label[i] for i in range(model.config.num_classes)]
@@ -56,6 +59,8 @@ def main(arguments: list[str] | None = None):
     if not names or sorted(names) != sorted(judged):
         raise InputError(f"--model and --classifier must have the same classes, got {names} and {judged}.")
     model, classifier = model.to(device), classifier.to(device).eval()
+    size = bytes_to_draw((args.num_images, model.config.num_channels, *model.config.image_size))
+    check_memory(f"drawing {args.num_images} images", size, device)
     class_ids = torch.arange(args.num_images) % len(names)
     levels = model.generate(
         class_ids=class_ids,
@@ -79,7 +84,7 @@ def main(arguments: list[str] | None = None):
         "seed": args.seed,
         "guidance_scale": args.guidance_scale,
         "share_of_samples_taken_for_their_class": share,
-        "by_class": {name: right[i].item() / (class_ids == i).sum().item() for i, name in enumerate(names)},
+        "by_class": {names[i]: right[i].item() / (class_ids == i).sum().item() for i in class_ids.unique().tolist()},
         **run_facts(device),
     }
     if args.output:

@@ -143,8 +143,6 @@ def load_models(args: OutlierArguments, device: torch.device):
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(OutlierArguments).parse(arguments)
-    if args.batch_size < 1:
-        raise InputError(f"--batch_size must be at least 1, got {args.batch_size}.")
     keep_freed_memory()
     device = choose_device(args.device)
     model, background, processor = load_models(args, device)

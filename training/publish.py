@@ -24,7 +24,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from command_line import CommandLineParser, one_line_errors
+from command_line import CommandLineParser, one_line_errors, what_to_do
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -40,7 +40,7 @@ from published_folder import (
 )
 from space_folder import check_space, not_of_a_space, write_space
 
-from hf_pixelcnn.training import InputError
+from hf_pixelcnn.training import InputError, held
 
 
 @dataclass
@@ -129,9 +129,8 @@ def push_folder(folder: Path, args: PublishArguments) -> str:
     return commit.commit_url
 
 
-def publish_space(args: PublishArguments):
+def publish_space(target: Path, args: PublishArguments):
     """Write the folder of a Space, check it, and push it if there is a repository to push it to."""
-    target = Path(args.output_dir or "runs/space")
     if target.exists():
         names = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
         card = (target / "README.md").read_text(encoding="utf-8") if "README.md" in names else ""
@@ -152,6 +151,24 @@ def publish_space(args: PublishArguments):
         print(f"published: {push_folder(target, args)}")
 
 
+def publish_model(target: Path, args: PublishArguments):
+    """Write the folder of a model, or write it anew, check it, and push it if there is a repository to push it to."""
+    recover(target)
+    check_may_be_replaced(target)
+    folder = beside(target, "new")
+    folder.mkdir(parents=True)
+    try:
+        model = write_folder(folder, args.repo_id or str(target), args.repo_id is not None, args)
+        check_folder(folder, model)
+        replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"{target}: {len(list(target.iterdir()))} files, {size / 1e6:.1f} MB, works without the package")
+    if args.is_pushed:
+        print(f"published: {push_folder(target, args)}")
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(PublishArguments).parse(arguments)
@@ -167,24 +184,9 @@ def main(arguments: list[str] | None = None):
     if args.is_pushed:
         with hub_errors(args.repo_id):  # before any work
             HfApi().whoami()
-    if args.space:
-        publish_space(args)
-        return
-    target = Path(args.output_dir or Path(args.model, "hub"))
-    recover(target)
-    check_may_be_replaced(target)
-    folder = beside(target, "new")
-    folder.mkdir(parents=True)
-    try:
-        model = write_folder(folder, args.repo_id or str(target), args.repo_id is not None, args)
-        check_folder(folder, model)
-        replace(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    size = sum(path.stat().st_size for path in target.iterdir())
-    print(f"{target}: {len(list(target.iterdir()))} files, {size / 1e6:.1f} MB, works without the package")
-    if args.is_pushed:
-        print(f"published: {push_folder(target, args)}")
+    target = Path(args.output_dir or ("runs/space" if args.space else Path(args.model, "hub")))
+    with held(target), what_to_do(lambda: f"{target} is as it was before, or new as a whole. Give the command again."):
+        (publish_space if args.space else publish_model)(target, args)
 
 
 if __name__ == "__main__":

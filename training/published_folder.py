@@ -139,6 +139,8 @@ def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArgument
         The model that was loaded from `args.model`.
     """
     source = Path(args.model)
+    if not re.fullmatch(r"\d*[1-9]\d*[KMGT]B", args.max_shard_size):
+        raise InputError(f"--max_shard_size must be a size as 300MB or 5GB, got {args.max_shard_size!r}.")
     results, recipe = read_results(source, args.dataset), read_recipe(source, args.recipe)
     if args.quality:
         results["quality"] = args.quality

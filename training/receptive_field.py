@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel
 
 from hf_pixelcnn.receptive_field_causal_image import REGIONS, receptive_field, regions_of
-from hf_pixelcnn.training import InputError, draw_regions
+from hf_pixelcnn.training import InputError, check_picture_path, draw_regions
 
 MOST_PIXELS = 96  # to each side of the predicted one
 ENDLESS_PIXELS = 12  # where all of the past is seen, and nothing else says how much to show
@@ -79,8 +79,7 @@ def fields_of_one_size(configs: dict, channel: int) -> dict[str, torch.Tensor]:
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(ReceptiveFieldArguments).parse(arguments)
-    if not Path(args.output).parent.is_dir():
-        raise InputError(f"cannot write {args.output}: its folder does not exist.")
+    check_picture_path(args.output)
     try:
         configs = {Path(path).name: AutoConfig.from_pretrained(path) for path in args.models}
         fields = fields_of_one_size(configs, args.channel)

@@ -38,8 +38,8 @@ from accelerate.utils import gather
 from PIL import Image
 
 from hf_pixelcnn import LivePreview, animation
-from hf_pixelcnn.canvas_causal_image import draw_noise
-from hf_pixelcnn.checks_causal_image import class_ids_of
+from hf_pixelcnn.canvas_causal_image import bytes_to_draw, draw_noise
+from hf_pixelcnn.checks_causal_image import check_memory, class_ids_of
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
 from hf_pixelcnn.pictures_causal_image import image_grid, images_of
 from hf_pixelcnn.training import (
@@ -51,6 +51,7 @@ from hf_pixelcnn.training import (
     completion_grid,
     load_model,
     load_split,
+    readable_picture,
     save_picture,
     written_beside,
 )
@@ -157,10 +158,8 @@ def read_mask(word: str, height: int, width: int) -> torch.Tensor:
 
 def read_picture_of_mask(path: str, height: int, width: int) -> torch.Tensor:
     """A mask as [`read_mask`] returns it, true where a picture is light."""
-    try:
+    with readable_picture(f"--mask must be upper, left, box or a picture, got {path!r}: it"):
         mask = Image.open(path).convert("L")
-    except OSError as error:
-        raise InputError(f"--mask must be upper, left, box or a picture, got {path!r}: {error}") from error
     if mask.size != (width, height):
         raise InputError(f"--mask: {path} has {mask.height}×{mask.width} pixels, the images {height}×{width}.")
     return torch.from_numpy(np.asarray(mask) >= 128)
@@ -256,10 +255,6 @@ def is_folder(output: str) -> bool:
 
 def check_arguments(args: SamplingArguments):
     """Raise if an argument has a value that cannot be used."""
-    for name in ("num_images", "batch_size", "columns"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} must be at least 1, got {value}.")
     if args.image_size is not None and (len(args.image_size) > 2 or min(args.image_size) < 1):
         raise InputError(f"--image_size must be one or two positive integers, got {args.image_size}.")
     if args.output is not None and not is_folder(args.output) and Path(args.output).suffix != ".npy":
@@ -301,6 +296,9 @@ def main(arguments: list[str] | None = None):
 
     given = read_given(args, config, processor) if args.complete else None
     total = args.num_images * (1 if given is None else len(given.levels))
+    height, width = as_height_and_width(args.image_size or config.image_size)
+    size = bytes_to_draw((total, config.num_channels, height, width), args.num_resamples or 1)
+    check_memory(f"drawing {total} images of {height}×{width} pixels", size, model.device)
     class_ids = choose_classes(args, config, given, total)
     request = request_for(args, given, class_ids, model.device)
     frames = []

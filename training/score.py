@@ -85,9 +85,6 @@ def check_arguments(args: EvaluationArguments):
     """Raise if an argument has a value that cannot be used, alone or with the others."""
     if args.dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}.")
-    for name in ("batch_size", "num_binarizations", "num_heat_maps"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if args.class_temperature is not None and not args.classify:
         raise InputError("--class_temperature needs --classify true.")
     if args.heat_map:

@@ -18,6 +18,7 @@ finished run only if there are now more steps or epochs to do), and what `--repo
 another run is left alone.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -25,12 +26,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from command_line import one_line_errors
-from train_arguments import DataArguments, ModelArguments, Request, read_arguments
+from command_line import one_line_errors, what_to_do
+from train_arguments import DataArguments, ModelArguments, Request, check_output_dir, read_arguments
 
 if __name__ == "__main__":
     one_line_errors(read_arguments)()  # before the imports that take seconds: a typo is answered at once
 
+import torch
 from accelerate import PartialState
 from datasets import ClassLabel, Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
@@ -39,11 +41,11 @@ from transformers import (
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
-    TrainerState,
     set_seed,
 )
 
 from hf_pixelcnn import FAMILIES, PixelCNNImageProcessor
+from hf_pixelcnn.checks_causal_image import check_memory
 from hf_pixelcnn.training import (
     EpochLines,
     InputError,
@@ -52,6 +54,7 @@ from hf_pixelcnn.training import (
     PixelCNNTrainer,
     PixelCNNTrainingArguments,
     check_classes_of,
+    check_whole,
     class_names,
     class_numbers,
     collate_classes,
@@ -60,6 +63,9 @@ from hf_pixelcnn.training import (
     draw_samples,
     find_class_column,
     find_image_column,
+    first_image,
+    held,
+    is_finished,
     keep_freed_memory,
     last_checkpoint,
     level_options,
@@ -72,11 +78,12 @@ from hf_pixelcnn.training import (
     run_facts,
     say_epochs,
     score,
+    state_of,
     stored,
     write_json,
     write_text,
 )
-from hf_pixelcnn.training.trainer import WeightAverage, seconds_of
+from hf_pixelcnn.training.trainer import seconds_of
 
 INIT_IMAGES = 64  # to which weight-normalised layers are fitted before training
 
@@ -96,6 +103,7 @@ def find_checkpoint(args: PixelCNNTrainingArguments) -> str | None:
         raise InputError(f"{args.output_dir} has no complete checkpoint to resume from.")
     if not os.path.isfile(os.path.join(path, "trainer_state.json")):
         raise InputError(f"{path} is not a checkpoint of a training run: it has no trainer_state.json.")
+    check_whole(path)
     if args.ema_decay and not os.path.isfile(os.path.join(path, "ema.safetensors")):
         raise InputError(f"{path} has no ema.safetensors: that run had no --ema_decay.")
     if not os.path.isfile(os.path.join(path, "scheduler.pt")):
@@ -109,19 +117,6 @@ def find_checkpoint(args: PixelCNNTrainingArguments) -> str | None:
 
 def or_else(value: int | None, default: int) -> int:
     return default if value is None else value
-
-
-def state_of(checkpoint: str) -> TrainerState:
-    """What `Trainer` has counted and logged until a checkpoint."""
-    return TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
-
-
-def is_finished(args: PixelCNNTrainingArguments, checkpoint: str) -> bool:
-    """Whether all steps or epochs of a run are done at a checkpoint."""
-    state = state_of(checkpoint)
-    if args.max_steps > 0:
-        return state.global_step >= args.max_steps
-    return (state.epoch or 0) >= args.num_train_epochs
 
 
 def check_more_to_do(args: PixelCNNTrainingArguments, checkpoint: str):
@@ -139,26 +134,10 @@ def check_more_to_do(args: PixelCNNTrainingArguments, checkpoint: str):
     )
 
 
-def train_from(trainer: PixelCNNTrainer, checkpoint: str | None):
-    """Train; of a finished run, which only lacks its results, take what it has trained."""
-    if checkpoint is None or not is_finished(trainer.args, checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
-        return
-    if trainer.is_world_process_zero():
-        print(f"{checkpoint} is the end of its run: nothing is left to train, only the results are written.")
-    trainer.state = state_of(checkpoint)
-    trainer._load_from_checkpoint(checkpoint)
-    if trainer.args.ema_decay:
-        trainer.ema = WeightAverage(trainer.model, trainer.args.ema_decay)
-        trainer.ema.load(checkpoint)
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-        trainer._load_best_model()
-
-
 def new_processor(data_args: DataArguments, model_args: ModelArguments, rows: Dataset | IterableDataset, column: str):
     """The image processor that the arguments and the first image of the data set describe."""
     options = {
-        "num_channels": or_else(model_args.num_channels, num_channels_of(next(iter(rows))[column])),
+        "num_channels": or_else(model_args.num_channels, num_channels_of(first_image(rows, column))),
         "num_levels": or_else(model_args.num_levels, 2 if data_args.binarization else 256),
         "binarization": data_args.binarization,
     }
@@ -175,10 +154,19 @@ def size_options(data_args: DataArguments, model_args: ModelArguments) -> dict:
     if model_args.image_size is None:
         return {}
     height, width = model_args.image_size[0], model_args.image_size[-1]
+    check_memory(f"an image of {height}×{width}", height * width * 8, torch.device("cpu"))
     size = {"height": height, "width": width}
     if data_args.center_crop:
         return {"size": {"shortest_edge": max(height, width)}, "crop_size": size}
     return {"size": size, "crop_size": None}
+
+
+def least_weights(config: PreTrainedConfig) -> int:
+    """A number of weights that models of a config have at least, told without building one."""
+    first, others = (getattr(config, name, 1) for name in ("first_kernel_size", "kernel_size"))
+    of_layer = max(1, others**2 // 8) * config.hidden_size**2
+    of_head = max(0, config.num_head_layers - 1) * config.head_hidden_size**2
+    return config.num_hidden_layers * of_layer + of_head + (first**2 // 2 + config.num_classes) * config.hidden_size
 
 
 def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrainedModel:
@@ -203,7 +191,10 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
     if names:
         chosen |= {"num_classes": len(names), "id2label": dict(enumerate(names))}
     try:
-        return auto_class.from_config(config_class(**chosen))
+        config = config_class(**chosen)
+        size = 4 * least_weights(config) * torch.float32.itemsize  # with gradients and the two averages of Adam
+        check_memory("training this model", size, torch.device("cpu"))
+        return auto_class.from_config(config)
     except (StrictDataclassError, ValueError) as error:
         raise InputError(str(error)) from error
 
@@ -454,7 +445,7 @@ def training_arguments(request: Request) -> PixelCNNTrainingArguments:
     given.setdefault("hub_model_id", Path(request.training["output_dir"]).resolve().name)
     try:
         return PixelCNNTrainingArguments(**given)
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise InputError(str(error)) from error
 
 
@@ -483,13 +474,19 @@ def say_batches(trainer: PixelCNNTrainer, images: LevelDataset | LevelStream) ->
     return per_step
 
 
-@one_line_errors
-def main(arguments: list[str] | None = None):
-    request = read_arguments(arguments)
-    data_args, model_args = request.data, request.model
-    args = training_arguments(request)
-    output = Path(request.training["output_dir"])
+def how_to_go_on(args: PixelCNNTrainingArguments) -> str:
+    """What to do after a run was interrupted, or could not write."""
+    checkpoint = last_checkpoint(args.output_dir)
+    if checkpoint is None:
+        return "There is no checkpoint to continue from: start again, with what the output folder holds deleted."
+    return f"To continue from {checkpoint}, give the same command with --resume_from_checkpoint last."
+
+
+def run(request: Request, args: PixelCNNTrainingArguments):
+    """Train, and write all that the output folder gets."""
+    data_args, model_args, output = request.data, request.model, Path(request.training["output_dir"])
     checkpoint = find_checkpoint(args)
+    check_output_dir(str(output), checkpoint is not None)  # again: another run may have come first
     keep_freed_memory()
     set_seed(args.seed)  # before the weights are drawn
     model, processor, images, eval_images = prepare(data_args, model_args, args)
@@ -507,9 +504,13 @@ def main(arguments: list[str] | None = None):
     )
     say_epochs(trainer, EpochLines(data_args.eval_split, is_likelihood))
     images_per_step = say_batches(trainer, images)
-    train_from(trainer, checkpoint)
-    trainer.save_model(str(output))
     is_main = trainer.is_world_process_zero()
+    if is_main and checkpoint and is_finished(args, checkpoint):
+        print(f"{checkpoint} is the end of its run: nothing is left to train, only the results are written.")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if is_main:
+        (output / "results.json").unlink(missing_ok=True)  # of the model that is replaced now
+    trainer.save_model(str(output))
     trainer.accelerator.wait_for_everyone()  # no process ends while the main one still writes
     trainer.accelerator.end_training()
     if not is_main:
@@ -528,12 +529,22 @@ def main(arguments: list[str] | None = None):
     results = results_of(data_args, model_args, trainer, scores)
     results |= {"num_processes": args.world_size, "images_per_step": images_per_step}
     results |= {"num_parameters": model.num_parameters(), **seconds, **run_facts(args.device)}
-    write_json(results, output / "results.json")
     draw_samples(model, processor, data_args.num_samples, args.seed, output / "samples.png")
+    write_json(results, output / "results.json")  # last: a run that has them is complete
     print(
         f"{data_args.eval_split}: {scores['bits_per_dim']:.4f} bits/dim, {scores['nats_per_dim']:.4f} nats/dim, "
         f"{scores['nats_per_image']:.2f} nats/image; model, results and samples are in {output}"
     )
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None):
+    request = read_arguments(arguments)
+    args = training_arguments(request)
+    is_one_of_several = args.process_index > 0  # the first process of a run holds the folder for all
+    own = contextlib.nullcontext() if is_one_of_several else held(request.training["output_dir"])
+    with own, what_to_do(lambda: how_to_go_on(args)):
+        run(request, args)
 
 
 if __name__ == "__main__":

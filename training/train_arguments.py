@@ -8,6 +8,7 @@ The options of the model are the fields of the families' configs, those of train
 import argparse
 import os
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from command_line import CommandLineError, CommandLineParser
@@ -215,11 +216,12 @@ def check_output_dir(folder: str, is_resumed: bool):
     """Raise unless `folder` is free for a new run, or a run is resumed."""
     if is_resumed or not os.path.isdir(folder):
         return
-    held = [name for name in os.listdir(folder) if name in OUTPUT_FILES or name.startswith("checkpoint-")]
-    if held:
+    found = [name for name in os.listdir(folder) if name in OUTPUT_FILES or name.startswith("checkpoint-")]
+    if found:
+        can_go_on = any(Path(folder).glob("run/checkpoint-*/trainer_state.json"))
+        goes_on = "continue that run with --resume_from_checkpoint last" if can_go_on else "delete it"
         raise CommandLineError(
-            f"{folder} already holds a run ({sorted(held)[0]}); choose another --output_dir, or continue that run with "
-            "--resume_from_checkpoint last."
+            f"{folder} already holds a run ({min(found)}); choose another --output_dir, or {goes_on}."
         )
 
 
@@ -236,17 +238,8 @@ def check_arguments(data: DataArguments, model, training):
             data.streaming and training.dataloader_num_workers > 1,
             "--streaming goes with at most one of --dataloader_num_workers: several would mix the order.",
         ),
-        (
-            not 0 <= data.class_dropout < 1,
-            f"--class_dropout must be in [0, 1), got {data.class_dropout}.",
-        ),
         (data.class_dropout and is_classifier, f"--class_dropout {sees_all}"),
         (data.mutation_rate and is_classifier, f"--mutation_rate {sees_all}"),
-        (
-            not 0 <= data.mutation_rate <= 1,
-            f"--mutation_rate must be in [0, 1], got {data.mutation_rate}.",
-        ),
-        (data.num_samples < 1, f"--num_samples must be at least 1, got {data.num_samples}."),
         (
             data.threshold is not None and data.binarization != "threshold",
             "--threshold needs --binarization threshold.",

@@ -9,6 +9,7 @@ from hf_pixelcnn.training import LevelDataset, PixelCNNTrainer, PixelCNNTraining
 """
 
 from .cards import model_card
+from .checkpoints import check_whole, damage_in, is_finished, last_checkpoint, state_of
 from .data_collator import DataCollatorForCausalImageModeling
 from .data_sources import (
     class_names,
@@ -21,7 +22,16 @@ from .data_sources import (
     stored,
 )
 from .errors import InputError
-from .level_dataset import LevelDataset, LevelStream, check_classes_of, collate_classes, collate_levels, level_options
+from .files import all_written_beside, held, write_json, write_text, written_beside
+from .level_dataset import (
+    LevelDataset,
+    LevelStream,
+    check_classes_of,
+    collate_classes,
+    collate_levels,
+    first_image,
+    level_options,
+)
 from .pictures import (
     add_captions,
     check_picture_path,
@@ -31,10 +41,11 @@ from .pictures import (
     draw_regions,
     draw_samples,
     mixed_choice,
+    readable_picture,
     save_picture,
 )
 from .progress import EpochLines, say_epochs
-from .records import has_fast_bfloat16, keep_freed_memory, run_facts, write_json, write_text, written_beside
+from .records import has_fast_bfloat16, keep_freed_memory, run_facts
 from .saved_models import check_finite, choose_device, load_classifier, load_model, load_processor
 from .scoring import (
     calibration_error,
@@ -46,7 +57,7 @@ from .scoring import (
     score_by_class,
     split_nats,
 )
-from .trainer import PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
+from .trainer import PixelCNNTrainer, PixelCNNTrainingArguments
 
 __all__ = [
     "DataCollatorForCausalImageModeling",
@@ -57,10 +68,12 @@ __all__ = [
     "PixelCNNTrainer",
     "PixelCNNTrainingArguments",
     "add_captions",
+    "all_written_beside",
     "calibration_error",
     "check_classes_of",
     "check_finite",
     "check_picture_path",
+    "check_whole",
     "choose_device",
     "class_names",
     "class_numbers",
@@ -69,13 +82,17 @@ __all__ = [
     "collate_classes",
     "collate_levels",
     "completion_grid",
+    "damage_in",
     "draw_heat_maps",
     "draw_loss_curve",
     "draw_regions",
     "draw_samples",
     "find_class_column",
     "find_image_column",
+    "first_image",
     "has_fast_bfloat16",
+    "held",
+    "is_finished",
     "keep_freed_memory",
     "last_checkpoint",
     "level_options",
@@ -89,12 +106,14 @@ __all__ = [
     "names_in",
     "nats_per_image",
     "num_channels_of",
+    "readable_picture",
     "run_facts",
     "save_picture",
     "say_epochs",
     "score",
     "score_by_class",
     "split_nats",
+    "state_of",
     "stored",
     "write_json",
     "write_text",

@@ -10,6 +10,7 @@ from PIL import Image
 from .errors import InputError
 
 SHOWN_NAMES = 20  # of classes, in messages
+MOST_CLASSES = 100_000  # that numbers without names may stand for
 
 
 def load_split(
@@ -37,10 +38,18 @@ def load_split(
         else:
             rows = datasets.load_dataset(dataset, config_name, split=split, cache_dir=cache_dir)
     except Exception as error:  # a Hub client, a file format or a split expression may raise anything
-        raise InputError(f"cannot load split {split!r} of data set {dataset!r}: {error}") from error
+        raise InputError(f"cannot load split {split!r} of data set {dataset!r}: {_why(error)}") from error
     if len(rows) == 0:
         raise InputError(f"split {split!r} of data set {dataset!r} is empty.")
     return rows
+
+
+def _why(error: BaseException) -> str:
+    """What an error says, and the error that it came from, which `datasets` does not repeat."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(error) if cause is error else f"{error} {cause}"
 
 
 def _load_stream(dataset: str, split: str, config_name: str | None) -> datasets.IterableDataset:
@@ -55,7 +64,7 @@ def _load_stream(dataset: str, split: str, config_name: str | None) -> datasets.
         rows = rows if end is None else rows.take(max(end - first, 0))
         is_empty = next(iter(rows), None) is None
     except Exception as error:  # as above
-        raise InputError(f"cannot stream split {split!r} of data set {dataset!r}: {error}") from error
+        raise InputError(f"cannot stream split {split!r} of data set {dataset!r}: {_why(error)}") from error
     if is_empty:
         raise InputError(f"split {split!r} of data set {dataset!r} is empty.")
     return rows
@@ -107,7 +116,7 @@ def find_image_column(features: datasets.Features, name: str | None = None) -> t
         return name, name in codes
     found = images or codes
     if len(found) != 1:
-        what = f"several image columns, {found}: choose one with --image_column" if found else "no image column"
+        what = f"several image columns, {found}: `image_column` must name one" if found else "no image column"
         raise InputError(f"the data set has {what}; columns are {dict(features)}.")
     return found[0], not images
 
@@ -126,7 +135,7 @@ def find_class_column(features: datasets.Features, name: str | None = None) -> s
         raise InputError(f"column {name!r} holds no classes; columns are {dict(features)}.")
     found = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(found) != 1:
-        what = f"several class columns, {found}: choose one with --class_column" if found else "no class column"
+        what = f"several class columns, {found}: `class_column` must name one" if found else "no class column"
         raise InputError(f"a class-conditional model needs classes, but the data set has {what}.")
     return found[0]
 
@@ -145,7 +154,11 @@ def class_names(rows: datasets.Dataset | datasets.IterableDataset, column: str) 
         return feature.names
     if isinstance(rows, datasets.IterableDataset):
         raise InputError(f"column {column!r} does not say how many classes there are, which a stream needs.")
-    return [str(number) for number in range(max((x for x in rows[column] if x is not None), default=-1) + 1)]
+    count = max((x for x in rows[column] if x is not None), default=-1) + 1
+    if not 1 <= count <= MOST_CLASSES:
+        found = f"their highest is {count - 1}" if count else "no row has one"
+        raise InputError(f"classes in column {column!r} must be 0 ... {MOST_CLASSES - 1}, but {found}.")
+    return [str(number) for number in range(count)]
 
 
 def names_in(id2label: dict[int, str] | None) -> list[str] | None:
@@ -173,7 +186,7 @@ def class_numbers(features: datasets.Features, column: str, id2label: dict[int, 
         has no names for its classes, whose numbers are then the same.
 
     Raises:
-        InputError: If the model has no class of a name, or several.
+        InputError: If the model has no class of a name.
     """
     feature, known = features[column], names_in(id2label)
     if known is None or not isinstance(feature, datasets.ClassLabel):
@@ -181,8 +194,6 @@ def class_numbers(features: datasets.Features, column: str, id2label: dict[int, 
     both = f"The model has {_listed(known)}; the data set has {_listed(feature.names)}."
     if missing := [name for name in feature.names if name not in known]:
         raise InputError(f"column {column!r} has classes that the model lacks: {_listed(missing)}. {both}")
-    if repeated := [name for name in feature.names if known.count(name) > 1]:
-        raise InputError(f"several classes of the model have the same name: {_listed(repeated)}. {both}")
     return np.array([known.index(name) for name in feature.names], dtype=np.int64)
 
 

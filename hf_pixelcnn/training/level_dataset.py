@@ -8,7 +8,6 @@ image: not on the order of images, the number of workers, or where a run was int
 to be stored can be streamed.
 """
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +15,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 
 from ..image_processing_causal_image import PixelCNNImageProcessor, binarize_stochastically
 from ..version import __version__
 from .data_sources import class_numbers, columns_of, find_class_column, find_image_column
 from .errors import InputError
+from .pictures import readable_picture
 
 LEVELS = "levels"
 SHUFFLE_BUFFER = 10_000  # images of a stream in memory, from which the next one is chosen
@@ -40,39 +41,81 @@ def level_options(processor: PixelCNNImageProcessor | None) -> dict:
     return {name: value for name, value in processor.to_dict().items() if name in known and value is not None}
 
 
-@contextlib.contextmanager
-def _damage_as_input_error(column: str):
-    """An image that cannot be decoded, or made into levels, is the fault of the data, not of the program."""
+def _decoded(value: dict | None, place: str) -> Image.Image:
+    """The image of a row, as it is stored; `place` says which row that is."""
+    if value is None:
+        raise InputError(f"{place} has no image.")
+    file = f" ({value['path']})" if value.get("path") else ""
+    with readable_picture(place + file):
+        return datasets.Image().decode_example(value)  # pyright: ignore[reportArgumentType] - its own format
+
+
+def _undecoded(rows, column: str, *others: str):
+    """A column of images or codes, and others; images as they are stored, so that it can be said which are damaged."""
+    rows = rows.select_columns([column, *others])
+    is_image = isinstance(rows.features[column], datasets.Image)
+    return rows.cast_column(column, datasets.Image(decode=False)) if is_image else rows
+
+
+def first_image(rows: datasets.Dataset | datasets.IterableDataset, column: str) -> Image.Image:
+    """The first image of a column; an [`InputError`] if it is missing or cannot be decoded."""
+    return _decoded(next(iter(_undecoded(rows, column)))[column], f"row 0 of column {column!r}")
+
+
+def _encode_images(
+    batch: dict, indices: list[int], column: str, options: dict, shape: tuple, version: str
+) -> dict[str, np.ndarray]:
+    """A batch of stored images as rows of levels. `version` is part of the key under which the result is cached."""
+    processor, places = PixelCNNImageProcessor(**options), [f"row {index} of column {column!r}" for index in indices]
+    images = list(map(_decoded, batch[column], places))
     try:
-        yield
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
-        raise InputError(f"column {column!r} has an image that cannot be used: {error}") from error
-
-
-def _encode_images(batch: dict, column: str, options: dict, shape: tuple, version: str) -> dict:
-    """A batch of images as rows of levels. `version` is part of the key under which the result is cached."""
-    images = batch[column]
-    if any(image is None for image in images):
-        raise InputError(f"column {column!r} has a row without an image.")
-    levels = PixelCNNImageProcessor(**options)(images, return_tensors="np")["pixel_values"]
+        levels = processor(images, return_tensors="np")["pixel_values"]
+    except (TypeError, ValueError):
+        _check_each(processor, images, places, shape)  # says which one it is
+        raise
     if levels.shape[1:] != shape:
-        raise InputError(f"images have different sizes, {levels.shape[1:]} and {shape}; give --image_size.")
+        _check_each(processor, images, places, shape)
     return {LEVELS: levels.reshape(len(levels), -1).astype(np.uint8)}
 
 
-def _encode_codes(batch: dict, column: str, num_levels: int, shape: tuple) -> dict:
-    """A batch of 2-D arrays of integers as rows of levels."""
+def _check_each(processor: PixelCNNImageProcessor, images: list, places: list[str], shape: tuple):
+    """Raise for the first of some images that cannot be made into levels of this shape."""
+    for image, place in zip(images, places, strict=True):
+        with readable_picture(place):
+            found = processor(image, return_tensors="np")["pixel_values"].shape[1:]
+        if found != shape:
+            raise InputError(
+                f"images have different sizes: {place} gives {found}, the first row {shape}. The image processor needs "
+                "a `size` to bring them to (--image_size of train.py)."
+            )
+
+
+def _codes(grid: object, place: str) -> np.ndarray:
+    """The codes of a row, a 2-D array of integers."""
     try:
-        levels = np.asarray(batch[column])
-    except ValueError as error:
-        raise InputError(f"arrays in column {column!r} have different sizes.") from error
-    if levels.shape[1:] != shape[1:]:
-        raise InputError(f"arrays in column {column!r} have different sizes, {levels.shape[1:]} and {shape[1:]}.")
-    if levels.min() < 0 or levels.max() >= num_levels:
-        raise InputError(
-            f"codes in column {column!r} must be 0 ... {num_levels - 1} (--num_levels is {num_levels}), "
-            f"got values from {levels.min()} to {levels.max()}."
-        )
+        codes = np.asarray(grid)
+    except ValueError:  # a ragged list
+        codes = np.empty(0)
+    if codes.ndim != 2 or codes.dtype.kind not in "iu" or not codes.size:
+        raise InputError(f"{place} is no 2-D array of integers: it is missing, empty or ragged.")
+    return codes
+
+
+def _encode_codes(batch: dict, indices: list[int], column: str, num_levels: int, shape: tuple) -> dict[str, np.ndarray]:
+    """A batch of 2-D arrays of integers as rows of levels."""
+    grids = []
+    for index, grid in zip(indices, batch[column], strict=True):
+        place = f"row {index} of column {column!r}"
+        codes = _codes(grid, place)
+        if codes.shape != shape[1:]:
+            raise InputError(f"arrays have different sizes: {place} is {codes.shape}, the first row {shape[1:]}.")
+        if codes.min() < 0 or codes.max() >= num_levels:
+            raise InputError(
+                f"codes in column {column!r} must be 0 ... {num_levels - 1} (--num_levels is {num_levels}), "
+                f"got values from {codes.min()} to {codes.max()} in row {index}."
+            )
+        grids.append(codes)
+    levels = np.stack(grids)
     return {LEVELS: levels.reshape(len(levels), -1).astype(np.uint8 if num_levels <= 256 else np.int32)}
 
 
@@ -141,10 +184,9 @@ class _Levels:
         if self.class_column is not None:
             self.class_numbers = class_numbers(columns, self.class_column, id2label)
         self.is_stochastic = False
-        with _damage_as_input_error(self.column):
-            first = next(iter(rows.select_columns([self.column])))[self.column]
         if is_codes:
-            self.shape = (1, *np.shape(first))
+            grid = next(iter(rows.select_columns([self.column])))[self.column]
+            self.shape = (1, *_codes(grid, f"row 0 of column {self.column!r}").shape)
             self.encode = _encode_codes
             settings = {"num_levels": num_levels}
             self.dtype = "uint8" if num_levels <= 256 else "int32"
@@ -156,8 +198,9 @@ class _Levels:
             if self.is_stochastic:  # the cached file holds pixels
                 options |= {"num_levels": 256}
                 del options["binarization"]
-            with _damage_as_input_error(self.column):
-                self.shape = processor(first, return_tensors="np")["pixel_values"].shape[1:]
+            with readable_picture(f"row 0 of column {self.column!r}"):
+                image = first_image(rows, self.column)
+                self.shape = processor(image, return_tensors="np")["pixel_values"].shape[1:]
             self.encode = _encode_images
             settings = {"options": options, "version": __version__}
             self.dtype = "uint8"
@@ -165,14 +208,15 @@ class _Levels:
         self.num_levels, self.class_dropout, self.mutation_rate = num_levels, class_dropout, mutation_rate
         self.seed, self.epoch = seed, 0
 
-    def encoded(self, rows, **options):
-        """`rows` with a column of levels in place of the images."""
-        num_dims = int(np.prod(self.shape))
+    def encoded(self, rows, *others: str, **options):
+        """Rows with a column of levels in place of the images or codes, and with other columns."""
+        num_dims, rows = int(np.prod(self.shape)), _undecoded(rows, self.column, *others)
         features = {name: feature for name, feature in rows.features.items() if name != self.column}
         features[LEVELS] = datasets.List(datasets.Value(self.dtype), length=num_dims)
         return rows.map(
             self.encode,
             batched=True,
+            with_indices=True,
             remove_columns=[self.column],
             features=datasets.Features(features),
             fn_kwargs=self.encode_settings,
@@ -219,8 +263,7 @@ class LevelDataset(_Levels, torch.utils.data.Dataset):
         self.class_ids = None
         if self.class_column is not None:
             self.class_ids = self.model_classes(_read_classes(rows, self.class_column))
-        with _damage_as_input_error(self.column):
-            levels = self.encoded(rows.select_columns([self.column]), desc="Levels")
+        levels = self.encoded(rows, desc="Levels")
         chunks = levels.data.column(LEVELS).chunks
         self.blocks = [chunk.flatten().to_numpy().reshape(-1, *self.shape) for chunk in chunks]
         self.ends = np.cumsum([len(block) for block in self.blocks])
@@ -272,17 +315,16 @@ class LevelStream(_Levels, torch.utils.data.IterableDataset):
 
     def __init__(self, rows: datasets.IterableDataset, *args, **kwargs):
         super().__init__(rows, *args, **kwargs)
-        columns = [self.column] if self.class_column is None else [self.column, self.class_column]
-        self.rows = self.encoded(rows.select_columns(columns)).with_format("numpy")
+        others = () if self.class_column is None else (self.class_column,)
+        self.rows = self.encoded(rows, *others).with_format("numpy")
         self.rows = self.rows.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
 
     def __iter__(self):
         for self.epoch in itertools.count():
             self.rows.set_epoch(self.epoch)
-            with _damage_as_input_error(self.column):
-                for index, row in enumerate(self.rows):
-                    levels = row[LEVELS].reshape(self.shape).astype(self.dtype)
-                    yield self.item(index, levels, self.class_of(row))
+            for index, row in enumerate(self.rows):
+                levels = row[LEVELS].reshape(self.shape).astype(self.dtype)
+                yield self.item(index, levels, self.class_of(row))
 
     def class_of(self, row: dict) -> int:
         """The model's id for the class of a row; -1 for none, which is `None` or NaN here."""

@@ -4,9 +4,11 @@ Pictures: grids of images, heat maps, and curves of the loss.
 Matplotlib, which takes seconds to import on a busy machine, is imported by the functions that need it.
 """
 
+import contextlib
+import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,16 @@ from PIL.PngImagePlugin import PngInfo
 from ..likelihood_causal_image import bits_per_dim
 from ..pictures_causal_image import image_grid, images_of
 from .errors import InputError
-from .records import written_beside
+from .files import written_beside
+
+
+@contextlib.contextmanager
+def readable_picture(name: str) -> Iterator[None]:
+    """Turn what is raised when a picture is decoded, or made into levels, into an [`InputError`] about `name`."""
+    try:
+        yield
+    except (OSError, SyntaxError, TypeError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{name} cannot be used as an image: {error}") from error
 
 
 @torch.no_grad()
@@ -51,6 +62,13 @@ def save_picture(picture: Image.Image, path: Path | str, **facts: str | int):
     options: dict[str, Any] = {"pnginfo": text} if Path(path).suffix.lower() == ".png" else {}
     with written_beside(path) as beside:
         picture.save(beside, **options)
+
+
+def save_figure(figure, path: Path | str, dpi: int):
+    """Write a figure of matplotlib as [`save_picture`] does."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=dpi)
+    save_picture(Image.open(file).convert("RGB"), path)
 
 
 def completion_grid(
@@ -142,14 +160,19 @@ def draw_heat_maps(images: Sequence[Image.Image], nats: torch.Tensor, num_channe
         bits = bits_per_dim(surprise.double().mean().item(), num_channels)
         right.set_title(f"{bits:.3f} bits/dim", fontsize=8)
     figure.colorbar(shown, ax=axes, label="nats per pixel", fraction=0.03)
-    with written_beside(path) as beside:
-        figure.savefig(beside, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def check_picture_path(path: str):
-    """Raise unless `path` has the name of a picture; folders that it lacks are made when it is written."""
-    if Path(path).suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"cannot write {path}: its name must end as a picture's, as in .png.")
+    """Raise unless a grey or colour picture can be written to `path`; folders that it lacks are made then."""
+    if Path(path).is_dir():
+        raise InputError(f"cannot write {path}: there is a folder of that name.")
+    ending = Path(path).suffix.lower()
+    try:
+        for mode in ("L", "RGB"):
+            Image.new(mode, (8, 8)).save(io.BytesIO(), Image.registered_extensions()[ending])
+    except (OSError, ValueError, KeyError) as error:  # some formats can only be read, some lack grey or colour
+        raise InputError(f"cannot write {path}: pictures are not written as {ending!r}; use .png.") from error
 
 
 def even_windows(log_history: Sequence[dict], count: int = 100) -> list[tuple[float, float]]:
@@ -199,8 +222,7 @@ def draw_loss_curve(log_history: Sequence[dict], path: str | Path, title: str | 
         axes.legend()
     axes.set(xlabel="epoch", ylabel="bits per dimension", title=title)
     axes.grid(alpha=0.3)
-    with written_beside(path) as beside:
-        figure.savefig(beside, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def draw_regions(panels: dict[str, torch.Tensor], colours: dict[str, str], path: str):
@@ -232,4 +254,4 @@ def draw_regions(panels: dict[str, torch.Tensor], colours: dict[str, str], path:
         axes.set(title=title, aspect="equal", xticks=[], yticks=[])
     boxes = [Patch(facecolor=colour, edgecolor="#8a93a0", label=name) for name, colour in colours.items()]
     figure.legend(handles=boxes, loc="outside lower center", ncols=len(boxes), frameon=False)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)

@@ -1,14 +1,10 @@
 """Facts about a run that belong next to its results."""
 
-import contextlib
 import ctypes
-import json
-import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -70,37 +66,3 @@ def run_facts(device: torch.device | str) -> dict:
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "device": name,
     }
-
-
-@contextlib.contextmanager
-def written_beside(path: str | Path) -> Iterator[Path]:
-    r"""
-    Write a file so that at every instant the old one or the new one is there, whole.
-
-    Args:
-        path (`str` or `Path`): The file to write or to replace; missing folders above it are made.
-
-    Yields:
-        `Path`: Where to write it: a file in the same folder that takes the place of `path` at the end, and is removed
-        on any error.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def write_text(text: str, path: str | Path):
-    """Write a text file by [`written_beside`]."""
-    with written_beside(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
-def write_json(content: dict, path: str | Path):
-    """Write `content` as indented JSON by [`written_beside`]."""
-    write_text(json.dumps(content, indent=2) + "\n", path)

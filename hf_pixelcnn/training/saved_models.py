@@ -2,15 +2,29 @@
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
 from ..checks_causal_image import check_processor
+from ..configuration_causal_image import CausalImageModelingConfig
 from ..image_processing_causal_image import PixelCNNImageProcessor
 from ..modeling_causal_image import CausalImagePreTrainedModel
 from .errors import InputError
+
+# What transformers raises for a folder that is damaged or somebody else's.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    StrictDataclassError,
+    SafetensorError,
+)
 
 
 def load_model(
@@ -29,16 +43,10 @@ def load_model(
     """
     try:
         model, report = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True, **fields)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(f"cannot load a model from {path!r}: {error}") from error
     _check_head(path, report)
-    processor = load_processor(path)
-    if processor is not None:
-        try:
-            check_processor(processor, model.config)
-        except ValueError as error:
-            raise InputError(f"{path!r}: {error}") from error
-    return model, processor
+    return model, load_processor(path, model.config)
 
 
 def _check_head(path: str, report: dict):
@@ -59,19 +67,29 @@ def check_finite(model: CausalImagePreTrainedModel):
         raise InputError(f"the model is broken: NaN or infinite numbers are in {len(broken)} of its tensors ({names}).")
 
 
-def load_processor(path: str) -> PixelCNNImageProcessor | None:
+def load_processor(path: str, config: CausalImageModelingConfig | None = None) -> PixelCNNImageProcessor | None:
     r"""
     The image processor of a saved model; `None` for a model of codes, which has none.
 
+    Args:
+        path (`str`): Folder, or id on the Hub.
+        config ([`CausalImageModelingConfig`], *optional*): Of the model that it must belong to.
+
     Raises:
-        InputError: If there is one but it cannot be loaded.
+        InputError: If there is one but it cannot be loaded, or makes other levels than the model has.
     """
     try:
         if cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
             return None
-        return AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError, TypeError) as error:
+        processor = AutoImageProcessor.from_pretrained(path)
+    except LOADING_ERRORS as error:
         raise InputError(f"cannot load the image processor of {path!r}: {error}") from error
+    if config is not None:
+        try:
+            check_processor(processor, config)
+        except ValueError as error:
+            raise InputError(f"{path!r}: {error}") from error
+    return processor
 
 
 def load_classifier(path: str, **fields) -> PreTrainedModel:
@@ -80,7 +98,7 @@ def load_classifier(path: str, **fields) -> PreTrainedModel:
         model, report = AutoModelForImageClassification.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **fields
         )
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(f"cannot load a classifier from {path!r}: {error}") from error
     _check_head(path, report)
     return model

@@ -4,29 +4,31 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import speed_metrics
+from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
 
 from ..checks_causal_image import check_count
 from ..modeling_causal_image import CausalImageLikelihood
+from .checkpoints import EMA_FILE, STATE_FILE, check_whole, is_finished, last_checkpoint, state_of
 from .errors import InputError
+from .files import all_written_beside
 from .level_dataset import LevelDataset, check_seed, collate_levels
 from .records import has_fast_bfloat16
 from .scoring import metrics_of, nats_per_image
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
-
-EMA_FILE = "ema.safetensors"
 
 
 @dataclass
@@ -78,7 +80,37 @@ class PixelCNNTrainingArguments(TrainingArguments):
         if self.bf16 and self.use_cpu and not has_fast_bfloat16("cpu"):
             logger.warning("This CPU has no instructions for bfloat16: training in float32 instead.")
             self.bf16 = False
+        self._check_names()
         super().__post_init__()
+
+    def _check_names(self):
+        """Raise `ValueError` for a name that means nothing here."""
+        reporters = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        _check_known("report_to", reporters, ["all", "none", *get_available_reporting_integrations()])
+        if self.metric_for_best_model:
+            metric = self.metric_for_best_model.removeprefix("eval_")
+            _check_known("metric_for_best_model", [metric], ["loss", "bits_per_dim", "nats_per_image"])
+        if self.torch_compile_backend:
+            registered = torch._dynamo.list_backends(None)
+            backends = [name.lower() for name in DynamoBackend.list() if name.lower() in registered]
+            _check_known("torch_compile_backend", [self.torch_compile_backend], backends)
+        if self.torch_compile_mode:
+            _check_known("torch_compile_mode", [self.torch_compile_mode], list(torch._inductor.list_mode_options()))
+
+
+def _check_known(name: str, wanted: Sequence[str], known: Sequence[str]):
+    """Raise `ValueError` unless all names that an argument has are known ones."""
+    if unknown := [word for word in wanted if word not in known]:
+        raise ValueError(f"`{name}` must be {' or '.join(known)}, got {unknown[0]!r}; others may need a package.")
+
+
+@contextlib.contextmanager
+def _setting(names: str) -> Iterator[None]:
+    """Name the arguments whose values an optimizer or a schedule cannot be made with."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AssertionError, ImportError, ArithmeticError) as error:
+        raise InputError(f"{names}: {error}") from error
 
 
 class WeightAverage:
@@ -199,17 +231,47 @@ class PixelCNNTrainer(Trainer):
         self.add_callback(_StepCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """As `Trainer.train`; `True` resumes from the last checkpoint that was written completely."""
+        r"""
+        As `Trainer.train`; `True` resumes from the last checkpoint that is whole. At a checkpoint where all steps or
+        epochs are done, nothing is trained: the model becomes what it was there.
+
+        Raises:
+            InputError: If a file of the checkpoint is damaged.
+            ValueError: If there is no checkpoint.
+        """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
+        elif resume_from_checkpoint:
+            check_whole(resume_from_checkpoint)
         if self.args.ema_decay:
             self.ema = WeightAverage(self.model, self.args.ema_decay)
             if resume_from_checkpoint:
                 self.ema.load(resume_from_checkpoint)
+        if resume_from_checkpoint and is_finished(self.args, resume_from_checkpoint):
+            return self._take_over(resume_from_checkpoint)
         self.started = time.perf_counter()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _take_over(self, checkpoint: str) -> TrainOutput:
+        """The end of a finished run: its weights and its log."""
+        self.state = state_of(checkpoint)
+        self._load_from_checkpoint(checkpoint)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+        losses = [row["loss"] for row in self.state.log_history if "loss" in row]
+        return TrainOutput(self.state.global_step, losses[-1] if losses else math.nan, {})
+
+    def create_optimizer(self, *args, **kwargs):
+        """As in `Trainer`, with an [`InputError`] where the arguments do not make one."""
+        with _setting("`optim` and `optim_args` cannot be used"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args, **kwargs):
+        """As in `Trainer`, with an [`InputError`] where the arguments do not make one."""
+        with _setting("`lr_scheduler_type` and `lr_scheduler_kwargs` cannot be used"):
+            return super().create_scheduler(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         r"""
@@ -297,24 +359,36 @@ class PixelCNNTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """
-        Save the averaged model, if there is one; a `checkpoint-N` gets the raw weights and also the average. Source
-        files are only written by `push_to_hub`, and `training_args.bin`, which belongs to a run, only to checkpoints.
+        Save the averaged model, if there is one, in files that appear when all are written; a `checkpoint-N` gets the
+        raw weights and also the average. Source files are only written by `push_to_hub`, and `training_args.bin`, which
+        belongs to a run and holds its folders and tokens, only to checkpoints.
         """
         is_push = _internal_call and output_dir is None
-        is_checkpoint = _internal_call and not is_push
         code = (
             contextlib.nullcontext() if is_push else without_code(self.model, self.model.config, self.processing_class)
         )
-        weights = contextlib.nullcontext() if is_checkpoint else self.averaged_weights()
-        with code, weights:
-            super().save_model(output_dir, _internal_call)
-        if not self.args.should_save:
+        if _internal_call and output_dir is not None:
+            with code:
+                super().save_model(output_dir, _internal_call)
+            if self.ema is not None and self.args.should_save:
+                self.ema.save(output_dir)
             return
-        folder = output_dir or self.args.output_dir
-        if not is_checkpoint:
-            Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        elif self.ema is not None:
-            self.ema.save(folder)
+        with code, self.averaged_weights():
+            if not self.args.should_save:
+                super().save_model(output_dir, _internal_call)
+                return
+            with all_written_beside(output_dir or self.args.output_dir) as beside:
+                super().save_model(str(beside), _internal_call=True)
+                (beside / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model, trial):
+        """As in `Trainer`; what an interrupted run left under the name of this checkpoint no longer counts."""
+        if self.args.should_save:
+            folder = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            Path(folder, STATE_FILE).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
 
     def _load_best_model(self):
         super()._load_best_model()
@@ -343,14 +417,3 @@ def without_code(*things: object):
                 del cls._auto_class
             else:
                 cls._auto_class = own[cls]
-
-
-def last_checkpoint(folder: str) -> str | None:
-    """The newest `checkpoint-N` in `folder` that was written completely: its last file is there. `None` if none is."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    steps = [int(name.removeprefix("checkpoint-")) for name in names if name.removeprefix("checkpoint-").isdigit()]
-    for step in sorted(steps, reverse=True):
-        path = os.path.join(folder, f"checkpoint-{step}")
-        if os.path.isfile(os.path.join(path, "trainer_state.json")):
-            return path
-    return None
