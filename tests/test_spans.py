@@ -3,8 +3,9 @@
 import pytest
 import torch
 from conftest import FAMILIES, build_model, conditions, random_inputs, seeded
+from test_sampling import RecordedOperations
 
-from hf_pixelcnn import sampling_causal_image
+from hf_pixelcnn import caching_causal_image, sampling_causal_image
 from hf_pixelcnn.caching_causal_image import SpanCache
 from hf_pixelcnn.sampling_causal_image import PassBudget
 
@@ -95,6 +96,26 @@ def test_a_span_gives_the_parameters_of_the_forward_pass(family, variant):
             cache.observe_rest(0, levels[:, row])
             for start in (0, 5):
                 torch.testing.assert_close(cache.parameters_from(start), pixels[:, row, start:], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("family", WITH_SPANS)
+def test_a_pass_is_recorded_once_and_replayed(family, planned, monkeypatch):
+    recordings = []
+    capture = lambda device: recordings.append(RecordedOperations()) or recordings[-1]  # noqa: E731
+    monkeypatch.setitem(caching_causal_image.CAPTURES, "cpu", capture)
+    for config in ({"num_levels": 5, "num_classes": 2}, {"num_channels": 3}):
+        model = build_model(family, **config, image_size=[5, 6]).double()
+        request = {"num_images": 2, **conditions(model, 2)}
+        for seed in (0, 1):  # the second request replays what the first one has recorded
+            naive = model.generate(**request, generator=seeded(seed), sampler="naive")
+            for plan in [(0,), (0, 2)]:
+                planned(*plan)
+                assert torch.equal(model.generate(**request, generator=seeded(seed)), naive)
+            planned(0)
+            naive = model.generate(**request, generator=seeded(seed), top_k=2, sampler="naive")
+            assert torch.equal(model.generate(**request, generator=seeded(seed), top_k=2), naive)
+        keys = {key for key in caching_causal_image.kept_caches[model].popitem()[1].replays if key != "row"}
+        assert keys == {("rest", 0, 0), ("parameters", 0, 0), ("draw", 0, 6, 0)}  # of one shape each
 
 
 def test_broken_probabilities_end_passes_too(planned):
