@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = (ROOT / "EXAMPLES.md").read_text(encoding="utf-8")
+EXAMPLES = (ROOT / "training" / "EXAMPLES.md").read_text(encoding="utf-8")
 
 
 def blocks_of(text):
