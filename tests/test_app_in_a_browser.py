@@ -324,12 +324,12 @@ def test_people_wait_in_a_queue_and_each_gets_the_right_picture(visit, shown):
     pages = [visit() for _ in range(3)]
     choose(pages[0], "Model", COLOUR)
     pages[0].wait_for_selector("#class", state="hidden")
-    draw(pages[0], seed=0, count=8)  # seconds
+    draw(pages[0], seed=0, count=24)  # seconds
     pages[0].wait_for_selector("#pictures-draw img")
     for seed, page in enumerate(pages[1:], 1):
         draw(page, seed=seed, count=2)
     pages[2].get_by_text(re.compile(r"queue: 2/2")).wait_for()
-    requests = [(COLOUR, 8, {}), *[(GATED, 2, {"class_ids": [0, 1]})] * 2]
+    requests = [(COLOUR, 24, {}), *[(GATED, 2, {"class_ids": [0, 1]})] * 2]
     for seed, (page, (name, count, request)) in enumerate(zip(pages, requests, strict=True)):
         wait_until_drawn(page)
         drawn = np.asarray(pictures(page, "#pictures-draw")[0])
