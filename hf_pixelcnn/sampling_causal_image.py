@@ -88,7 +88,8 @@ class PassBudget:
         cache ([`SpanCache`]): Says what a pass costs, in steps of a pixel, which are the unit here.
 
     Attributes:
-        left (`float`): What passes may lose; where it is below 0, pixels are drawn until it is not.
+        left (`float`): What passes may lose. A pass draws one pixel at least; where the rest of its cost is more than
+            this, pixels are drawn until it is not.
         most (`float`): What of gains is kept: four passes that draw next to nothing end them, after any number of good
             ones.
     """
@@ -102,9 +103,10 @@ class PassBudget:
 
     def pixels_before_pass(self, columns: int) -> int:
         """How many of the last columns of a row to draw pixel by pixel before the next pass."""
-        if self.pass_cost(columns) >= columns:
+        cost = self.pass_cost(columns)
+        if cost >= columns:
             return columns
-        return min(columns, max(0, math.ceil(-self.left / self.share)))
+        return min(columns, max(0, math.ceil((cost - 1 - self.left) / self.share)))
 
     def count_pixels(self, columns: int):
         """Columns were drawn pixel by pixel."""
