@@ -4,8 +4,10 @@ Draw what the prediction of one pixel depends on, for several models side by sid
     python training/receptive_field.py --output field.png
     python training/receptive_field.py --models runs/small runs/large --output field.png
 
-Each panel shows the surroundings of a predicted pixel as far as the model sees: its receptive field, the past beyond
-it, and its blind spot, the part of the past that lies within reach but is not seen.
+A family's name stands for its default configuration.
+
+Each panel shows what is around a predicted pixel, as far as the models see but at most 20 pixels: the receptive field,
+the past beyond it, and the blind spot, the part of the past that lies within reach but is not seen.
 """
 
 import math
@@ -21,18 +23,25 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel
 
+from hf_pixelcnn import FAMILIES
 from hf_pixelcnn.receptive_field_causal_image import REGIONS, receptive_field, regions_of
 from hf_pixelcnn.training import InputError, check_picture_path, draw_regions
 
-MOST_PIXELS = 96  # to each side of the predicted one
+MOST_PIXELS = 20  # to each side of the predicted one; a network that sees further fills its panel
 ENDLESS_PIXELS = 12  # where all of the past is seen, and nothing else says how much to show
 
 
 @dataclass
 class ReceptiveFieldArguments:
     models: list[str] = field(
-        default_factory=lambda: ["model_cards/pixelcnn-mnist-binary", "model_cards/gated-pixelcnn-mnist-binary"],
-        metadata={"help": "Folders or Hub ids; only their configurations are read."},
+        default_factory=lambda: [
+            "model_cards/pixelcnn-mnist-binary",
+            "model_cards/gated-pixelcnn-mnist-binary",
+            "model_cards/pixelcnn-pp-mnist",
+            "pixelrnn",
+            "pixelsnail",
+        ],
+        metadata={"help": "Folders, Hub ids or families; of models only their configurations are read."},
     )
     channel: int = field(default=0, metadata={"help": "Colour channel that is predicted."})
     output: str = field(default="receptive_field.png", metadata={"help": "PNG file to write."})
@@ -76,12 +85,17 @@ def fields_of_one_size(configs: dict, channel: int) -> dict[str, torch.Tensor]:
     return {name: F.pad(fields[name], (missing[name], missing[name], missing[name], 0)) for name in configs}
 
 
+def config_of(model: str):
+    """Of a family by its name, or of a saved model."""
+    return FAMILIES[model].config_class() if model in FAMILIES else AutoConfig.from_pretrained(model)
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser(ReceptiveFieldArguments).parse(arguments)
     check_picture_path(args.output)
     try:
-        configs = {Path(path).name: AutoConfig.from_pretrained(path) for path in args.models}
+        configs = {Path(path).name: config_of(path) for path in args.models}
         fields = fields_of_one_size(configs, args.channel)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot draw the receptive field of {', '.join(args.models)}: {error}") from error
