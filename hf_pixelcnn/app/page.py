@@ -126,14 +126,15 @@ class Handlers:
         settings = {"temperature": temperature, "top_p": top_p}
         if shown.is_guided and guidance != 1:
             settings["guidance_scale"] = guidance
+        status = html.message("Drawing.")
         for drawn in actions.draw(shown, class_name, num_images, seed, **settings):
-            status = f"Drawing, {drawn.seconds:.1f} s."
             if drawn.animation is not None:
-                status = (
+                status = html.message(
                     f"{num_images} image{'s' * (num_images > 1)} in {drawn.seconds:.1f} s. The same seed gives the "
                     "same picture, as long as model and settings are the same."
                 )
-            yield html.drawing(shown, drawn, num_images, seed), html.message(status)
+            yield html.drawing(shown, drawn, num_images, seed), status
+            status = gr.skip()  # a row that is on its way must not write over "Stopped."
 
     def complete(
         self, name: str, class_name: str, payload: object, num_images: int, num_candidates: int, seed: float
@@ -153,9 +154,12 @@ class Handlers:
         elif not actions.is_exact(known):
             sentences.append("What is kept to the right or below was not heeded: more candidates make it fit.")
         pictures = shown.picture_of(levels), actions.with_kept_pixels(shown, levels, known)
+        status = html.message("Drawing.", *sentences)
         for drawn in actions.complete(shown, levels, known, class_id, num_images, num_candidates, seed):
-            status = f"{'Done' if drawn.is_done else 'Drawing'}, {drawn.seconds:.1f} s."
-            yield html.completions(*pictures, drawn, num_candidates), html.message(status, *sentences)
+            if drawn.is_done:
+                status = html.message(f"Done, {drawn.seconds:.1f} s.", *sentences)
+            yield html.completions(*pictures, drawn, num_candidates), status
+            status = gr.skip()
 
     def score(self, name: str, class_name: str, payload: object) -> str:
         shown, value = self.read(name, payload)
