@@ -264,8 +264,8 @@ def test_a_config_of_a_newer_format_is_refused_by_its_version(family, tmp_path):
 
 def test_an_unknown_model_type_is_named(tmp_path):
     build_model("pixelcnn").save_pretrained(tmp_path)
-    change_config(tmp_path, model_type="pixelrnn", auto_map=None)
-    with pytest.raises(ValueError, match="model type `pixelrnn`"):
+    change_config(tmp_path, model_type="pixeltransformer", auto_map=None)
+    with pytest.raises(ValueError, match="model type `pixeltransformer`"):
         AutoModel.from_pretrained(tmp_path)
 
 

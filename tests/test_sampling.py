@@ -196,7 +196,7 @@ def test_running_out_of_memory_names_max_batch_size(monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("tried to allocate 1 TiB")
 
-    monkeypatch.setattr(type(model), "sampling_cache_class", fail)
+    monkeypatch.setattr(type(model).sampling_cache_class, "__init__", fail)
     with pytest.raises(torch.OutOfMemoryError, match=r"`max_batch_size`.*tried to allocate 1 TiB"):
         model.generate(num_images=2)
 
