@@ -18,8 +18,15 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 
 def log_one_minus_exp(x: torch.Tensor) -> torch.Tensor:
-    """log(1 − e⁻ˣ) of x ≥ 0; finite, because an x that has underflowed counts as the smallest number."""
-    return torch.log(-torch.expm1(-x.clamp(min=torch.finfo(x.dtype).tiny)))
+    """
+    log(1 − e⁻ˣ) of x ≥ 0; finite, because an x that has underflowed counts as the smallest number.
+
+    Of small x it is log x − x/2 + x²/24 (the rest is below x⁴/2880), because compiled code computes expm1 as e⁻ˣ − 1.
+    """
+    limit = 2**-10
+    small = x.clamp(torch.finfo(x.dtype).tiny, limit)
+    series = small.log() - small / 2 + small.square() / 24
+    return torch.where(x < limit, series, torch.log(-torch.expm1(-x.clamp(min=limit))))
 
 
 def to_raster(images: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,12 @@
 import math
+import shutil
 
 import pytest
 import torch
 from conftest import build_model, random_inputs
 
 from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
-from hf_pixelcnn.likelihood_causal_image import levels_from_noise
+from hf_pixelcnn.likelihood_causal_image import levels_from_noise, log_one_minus_exp
 
 pytestmark = pytest.mark.versions
 
@@ -237,3 +238,26 @@ def test_bits_per_dim_needs_dimensions():
     assert bits_per_dim(100 * 8 * math.log(2), 100) == pytest.approx(8.0)
     with pytest.raises(ValueError, match="`num_dims` must be positive, got 0"):
         bits_per_dim(1.0, 0)
+
+
+def test_small_masses_and_their_gradients_are_exact():
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
+        x = torch.logspace(-30, 2, 200, dtype=dtype).requires_grad_()
+        expected = [math.log(-math.expm1(-value)) for value in x.tolist()]
+        found = log_one_minus_exp(x)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=dtype), rtol=tolerance, atol=tolerance)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        slopes = torch.tensor([1 / math.expm1(value) for value in x.tolist()], dtype=dtype)
+        torch.testing.assert_close(gradient, slopes, rtol=10 * tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+def test_compiled_small_masses_have_finite_gradients():
+    """Compiled code has an expm1 of its own, with which the masses of very wide bells were 0, their gradients NaN."""
+    x = torch.logspace(-30, 2, 200).requires_grad_()
+    found = torch.compile(log_one_minus_exp)(x)
+    torch.testing.assert_close(found, log_one_minus_exp(x), rtol=1e-4, atol=1e-4)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient.isfinite().all()
