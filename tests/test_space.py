@@ -24,6 +24,11 @@ def test_the_folder_of_a_space_works_by_itself_and_replaces_only_its_own_files(t
     (target / "mine.txt").write_text("keep me")
     assert "mine.txt" in one_line_error(publish.main, words)
     assert (target / "mine.txt").exists()
+    (tmp_path / "link").symlink_to(target)
+    (tmp_path / "notes").write_text("keep me")
+    for other in ("notes", "link"):
+        assert "is a file or a link" in one_line_error(publish.main, [*words[:3], tmp_path / other])
+    assert (tmp_path / "notes").read_text() == "keep me"
     assert "--model, or --space" in one_line_error(publish.main, [])
     assert "--model, or --space" in one_line_error(publish.main, [*words, "--model", tmp_path])
     shutil.rmtree(target)

@@ -20,7 +20,6 @@ writes, checks and pushes the folder of a Space instead: the page of `make app`,
 
 import contextlib
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,15 +29,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 from published_folder import (
     FolderArguments,
-    beside,
     check_folder,
     check_may_be_replaced,
+    files_in,
+    foreign_in_model,
     not_written,
     recover,
-    replace,
     write_folder,
+    written_anew,
 )
-from space_folder import check_space, not_of_a_space, write_space
+from space_folder import check_space, foreign_in_space, not_of_a_space, write_space
 
 from hf_pixelcnn.training import InputError, held
 
@@ -113,7 +113,7 @@ def push_folder(folder: Path, args: PublishArguments) -> str:
             raise InputError(f"{args.repo_id} exists and is public: make it private on the Hub, or drop --private.")
         if args.revision:
             api.create_branch(args.repo_id, branch=args.revision, exist_ok=True, **kind)
-        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        files = files_in(folder)
         held = set(api.list_repo_files(args.repo_id, revision=args.revision, **kind)) - {".gitattributes"}
         check_repository_may_be_replaced(api, args, held)
         gone = held - set(files)
@@ -131,21 +131,12 @@ def push_folder(folder: Path, args: PublishArguments) -> str:
 
 def publish_space(target: Path, args: PublishArguments):
     """Write the folder of a Space, check it, and push it if there is a repository to push it to."""
-    if target.exists():
-        names = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
-        card = (target / "README.md").read_text(encoding="utf-8") if "README.md" in names else ""
-        if foreign := not_of_a_space(names, card):
-            raise InputError(f"{target} holds files that this script did not write, such as {foreign[0]}.")
     recover(target)
-    folder = beside(target, "new")
-    folder.mkdir(parents=True)
-    try:
+    check_may_be_replaced(target, foreign_in_space)
+    with written_anew(target) as folder:
         write_space(folder)
         check_space(folder)
-        replace(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files_in(target).values())
     print(f"{target}: the folder of a Space, {size / 1e6:.1f} MB; `python app.py` in it starts the page")
     if args.is_pushed:
         print(f"published: {push_folder(target, args)}")
@@ -154,15 +145,10 @@ def publish_space(target: Path, args: PublishArguments):
 def publish_model(target: Path, args: PublishArguments):
     """Write the folder of a model, or write it anew, check it, and push it if there is a repository to push it to."""
     recover(target)
-    check_may_be_replaced(target)
-    folder = beside(target, "new")
-    folder.mkdir(parents=True)
-    try:
+    check_may_be_replaced(target, foreign_in_model)
+    with written_anew(target) as folder:
         model = write_folder(folder, args.repo_id or str(target), args.repo_id is not None, args)
         check_folder(folder, model)
-        replace(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {len(list(target.iterdir()))} files, {size / 1e6:.1f} MB, works without the package")
     if args.is_pushed:

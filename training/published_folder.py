@@ -3,6 +3,7 @@ The folder of a published model: what the run says about itself, the files that 
 work without the package. `publish.py` pushes it.
 """
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -228,18 +229,28 @@ def not_written(names: Iterable[str], card: str, config: dict) -> list[str]:
     )
 
 
-def check_may_be_replaced(folder: Path):
+def foreign_in_model(folder: Path) -> list[str]:
+    """What in a folder is not of the folder of a model that `publish.py` wrote."""
+    paths = {path.name: path for path in folder.iterdir()}
+    card, config = (paths[name].read_text("utf-8") if name in paths else "" for name in ("README.md", "config.json"))
+    folders = [name for name, path in paths.items() if path.is_dir()]
+    return folders + not_written(paths.keys() - set(folders), card, json.loads(config or "{}"))
+
+
+def check_may_be_replaced(folder: Path, foreign_in: Callable[[Path], list[str]]):
     """Raise if `folder` is no folder, or holds anything that an earlier call did not write."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise InputError(f"{folder} is a file or a link, not a folder: choose another --output_dir.")
-    paths = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
-    card, config = (paths[name].read_text("utf-8") if name in paths else "" for name in ("README.md", "config.json"))
-    folders = [name for name, path in paths.items() if path.is_dir()]
-    if foreign := folders + not_written(paths.keys() - set(folders), card, json.loads(config or "{}")):
+    if foreign := foreign_in(folder) if folder.is_dir() else []:
         raise InputError(
             f"{folder} would be replaced, but holds files that this script did not write "
             f"({', '.join(foreign[:5])}{', ...' * (len(foreign) > 5)}): choose another --output_dir."
         )
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """The files in a folder and those below it, by their paths inside it."""
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
 def beside(folder: Path, what: str) -> Path:
@@ -266,3 +277,15 @@ def replace(folder: Path):
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def written_anew(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` to write into, which takes its place at the end if nothing has failed."""
+    new = beside(folder, "new")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        replace(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from published_folder import PROJECT
+from published_folder import PROJECT, files_in
 
 from hf_pixelcnn.training import InputError
 
@@ -74,3 +74,9 @@ def not_of_a_space(names: Iterable[str], card: str) -> list[str]:
     """Which of these files, paths inside a folder or repository with this card, `write_space` did not write."""
     folders = ("hf_pixelcnn/", "models/")
     return sorted(name for name in names if MARK not in card or not (name in PAGE or name.startswith(folders)))
+
+
+def foreign_in_space(folder: Path) -> list[str]:
+    """What in a folder is not of the folder of a Space that `publish.py` wrote."""
+    files = files_in(folder)
+    return not_of_a_space(files, files["README.md"].read_text("utf-8") if "README.md" in files else "")
