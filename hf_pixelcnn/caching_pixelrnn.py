@@ -3,7 +3,14 @@
 import torch
 import torch.nn.functional as F
 
-from .caching_causal_image import MaskedConvCache, group_rows, pointwise_weights, row_weights, stack_layers
+from .caching_causal_image import (
+    MaskedConvCache,
+    group_rows,
+    pointwise_matrix,
+    pointwise_weights,
+    row_weights,
+    stack_layers,
+)
 from .recurrence_pixelrnn import tap_matrices
 
 
@@ -205,7 +212,7 @@ class DiagonalBiLSTMRows:
             self.image_input = cache.keep(matrices(layers[0].image_input.visible_weight()[:, :, 0, 0]))
         self.right_up, self.right = cache.keep_all((-matrices(right_up), -matrices(right)))
         self.right_states = cache.zeros(width + 1, number, batch, features)  # none beyond the last column
-        weight = torch.stack([layer.right_upsampling.visible_weight()[:, :, 0, 0].T for layer in layers])
+        weight = torch.stack([pointwise_matrix(layer.right_upsampling) for layer in layers])
         self.right_upsampling = cache.keep(-weight)
 
     def states(self, layer: int, column: int) -> torch.Tensor:

@@ -13,20 +13,16 @@ import torch
 import torch.nn.functional as F
 
 from .caching_blocks_causal_image import CornerBlock, GatedBlockCache
+from .caching_causal_image import pointwise_matrix
 
 CAPTURED_PHASES = 4  # lengths of attention per image where steps are captured: each is recorded once
-
-
-def pointwise_weight(layer) -> torch.Tensor:
-    """The matrix `(in, out)` of a 1×1 layer."""
-    return layer.visible_weight()[:, :, 0, 0].T
 
 
 class PointwiseLayers:
     """A 1×1 layer of each of several layers of the network at once: `(layers, batch, in)` to `(layers, batch, out)`."""
 
     def __init__(self, cache: GatedBlockCache, layers: Sequence, scale: torch.Tensor | float = 1.0):
-        self.weight = cache.keep(torch.stack([pointwise_weight(layer) for layer in layers]) * scale)
+        self.weight = cache.keep(torch.stack([pointwise_matrix(layer) for layer in layers]) * scale)
         self.bias = cache.keep(torch.stack([layer.bias for layer in layers])[:, None] * scale)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,10 +45,10 @@ class PointwiseBlocks:
         weights, biases = [], []
         for block in blocks:
             layers = [block.conv_in] if other is None else [block.conv_in, block.conv_other]
-            weights.append(torch.cat([pointwise_weight(layer) for layer in layers]))
+            weights.append(torch.cat([pointwise_matrix(layer) for layer in layers]))
             biases.append(sum(layer.bias for layer in layers))
         self.weight_in, self.bias_in = cache.keep(torch.stack(weights)), cache.keep(torch.stack(biases)[:, None])
-        self.weight_out = cache.keep(torch.stack([pointwise_weight(block.conv_out) for block in blocks]))
+        self.weight_out = cache.keep(torch.stack([pointwise_matrix(block.conv_out) for block in blocks]))
         bias_out = torch.stack([block.conv_out.bias for block in blocks])[:, None]  # (layers, 1, 2 * features)
         classes = [bias[:, 0] for block in blocks if (bias := cache.class_bias(block)) is not None]
         if classes:

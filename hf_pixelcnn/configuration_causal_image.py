@@ -268,6 +268,13 @@ class CausalImageModelingConfig(PreTrainedConfig):
                     f"into one group per channel, got {getattr(self, name)}."
                 )
 
+    def check_half_splits(self, reason: str):
+        """Raise unless half of the features can be split into one group per channel, which a family needs."""
+        groups = self.num_channel_groups
+        if self.hidden_size % (2 * groups):
+            divisor = "2" if groups == 1 else f"2 * `num_channels` ({2 * groups})"
+            raise ValueError(f"`hidden_size` must be divisible by {divisor}, because {reason}, got {self.hidden_size}.")
+
     def validate_classes(self):
         if self.num_classes > 0 and len(self.id2label) != self.num_classes:
             raise ValueError(

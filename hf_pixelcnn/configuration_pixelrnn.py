@@ -60,13 +60,9 @@ class PixelRNNConfig(CausalImageModelingConfig):
 
     def validate_channel_groups(self):
         super().validate_channel_groups()
-        groups = self.num_channel_groups
-        if self.hidden_size % (2 * groups):
-            divisor = "2" if groups == 1 else f"2 * `num_channels` ({2 * groups})"
-            raise ValueError(
-                f"`hidden_size` must be divisible by {divisor}, because LSTMs have hidden_size // 2 features, and each "
-                f"of their gates is split into one group per channel, got {self.hidden_size}."
-            )
+        self.check_half_splits(
+            "LSTMs have hidden_size // 2 features, and each of their gates is split into one group per channel"
+        )
 
 
 __all__ = ["PixelRNNConfig"]

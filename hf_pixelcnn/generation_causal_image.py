@@ -41,13 +41,14 @@ MEANT = {  # what other libraries call it
 
 def names_settings(generate: Callable) -> Callable:
     """Put every generation setting into the signature of a function, for completion and `help()`."""
-    *own, _ = inspect.signature(generate).parameters.values()
+    signature = inspect.signature(generate)
+    *own, _ = signature.parameters.values()
     settings = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=type(value) | None)
         for name, value in PixelCNNGenerationConfig._get_default_generation_params().items()
-        if name not in inspect.signature(generate).parameters
+        if name not in signature.parameters
     ]
-    generate.__signature__ = inspect.signature(generate).replace(parameters=[*own, *settings])  # pyright: ignore
+    generate.__signature__ = signature.replace(parameters=[*own, *settings])  # pyright: ignore
     return generate
 
 

@@ -8,15 +8,20 @@ import torch
 from PIL import Image
 
 
+def png_of(picture: Image.Image, **options) -> bytes:
+    """A picture as the bytes of a PNG file; options are those of PIL's `save`."""
+    file = io.BytesIO()
+    picture.save(file, "PNG", **options)
+    return file.getvalue()
+
+
 class Pictures(list[Image.Image]):
     """A list of images that a notebook shows as a grid."""
 
     def _repr_png_(self) -> bytes | None:
         if not self or len({(image.mode, image.size) for image in self}) > 1:
             return None
-        file = io.BytesIO()
-        image_grid(self).save(file, "PNG")
-        return file.getvalue()
+        return png_of(image_grid(self))
 
 
 def images_of(levels: torch.Tensor, processor, num_levels: int) -> list[Image.Image]:
@@ -86,4 +91,4 @@ def animation(frames: Sequence[Image.Image], seconds: float = 3.0) -> bytes:
     return file.getvalue()
 
 
-__all__ = ["Pictures", "animation", "image_grid", "images_of"]
+__all__ = ["Pictures", "animation", "image_grid", "images_of", "png_of"]

@@ -23,6 +23,11 @@ ONE_OR_LISTED = (np.ndarray, torch.Tensor, Image.Image, list, tuple)
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 
+def items_of(several: Any) -> Iterator:
+    """What a generator or `Dataset` holds; one that is indexed need not say where a loop over it ends."""
+    return (several[i] for i in range(len(several))) if hasattr(several, "__getitem__") else iter(several)
+
+
 def picture(image: Any) -> Any:
     """The picture that a path or URL names; anything else as it is."""
     if not isinstance(image, str | os.PathLike):
@@ -180,8 +185,9 @@ class PixelCNNImagePipeline(Pipeline):
 
     def answers(self, requests: Iterable[int | dict], given: dict) -> list | Iterator:
         """The output for each of several requests, with the arguments that are the same for all."""
-        items = (requests[i] for i in range(len(requests))) if hasattr(requests, "__getitem__") else iter(requests)  # pyright: ignore
-        outputs = (self(**{**given, **(one if isinstance(one, dict) else {"num_images": one})}) for one in items)
+        outputs = (
+            self(**{**given, **(one if isinstance(one, dict) else {"num_images": one})}) for one in items_of(requests)
+        )
         return list(outputs) if isinstance(requests, list | tuple) else outputs
 
     @staticmethod
@@ -190,7 +196,7 @@ class PixelCNNImagePipeline(Pipeline):
         if isinstance(images, str | os.PathLike):
             images = [images]
         elif not isinstance(images, ONE_OR_LISTED):
-            images = [images[i] for i in range(len(images))] if hasattr(images, "__getitem__") else list(images)
+            images = list(items_of(images))
         if not isinstance(images, list | tuple):
             return images
         return [picture(image["image"] if isinstance(image, dict) else image) for image in images]

@@ -179,20 +179,8 @@ def register_scan():
     if hasattr(torch.ops.hf_pixelcnn, "lstm_scan"):
         return
 
-    @torch.library.custom_op("hf_pixelcnn::lstm_scan", mutates_args=())
-    def forward(inputs: torch.Tensor, weight: torch.Tensor, diagonal: bool) -> list[torch.Tensor]:
-        return scan_forward(inputs, weight, diagonal)
-
-    @torch.library.custom_op("hf_pixelcnn::lstm_scan_backward", mutates_args=())
-    def backward(
-        gradient: torch.Tensor,
-        weight: torch.Tensor,
-        states: torch.Tensor,
-        gates: torch.Tensor,
-        cells: torch.Tensor,
-        diagonal: bool,
-    ) -> list[torch.Tensor]:
-        return scan_backward(gradient, weight, states, gates, cells, diagonal)
+    forward = torch.library.custom_op("hf_pixelcnn::lstm_scan", scan_forward, mutates_args=())
+    backward = torch.library.custom_op("hf_pixelcnn::lstm_scan_backward", scan_backward, mutates_args=())
 
     @forward.register_fake
     def _(inputs, weight, diagonal):

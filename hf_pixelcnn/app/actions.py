@@ -5,7 +5,6 @@ Forward passes of one small picture get one thread of torch: several wait for ea
 work, which is where a page runs.
 """
 
-import io
 import json
 import math
 import time
@@ -23,7 +22,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from ..compressed_stream import read_stream
 from ..compression import compress
 from ..likelihood_causal_image import bits_per_dim
-from ..pictures_causal_image import animation
+from ..pictures_causal_image import animation, png_of
 from ..preview_causal_image import LivePreview, rows_as_drawn
 from ..receptive_field_causal_image import REGIONS, receptive_field, regions_of
 from ..sampling_causal_image import num_threads
@@ -271,12 +270,6 @@ class Score:
     png_bytes: int
     payload_bytes: int
     stream_bytes: int
-
-
-def png_of(picture: Image.Image, **options) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG", **options)
-    return file.getvalue()
 
 
 @num_threads(1)

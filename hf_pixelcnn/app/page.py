@@ -214,6 +214,22 @@ def seed_field(name: str) -> gr.Number:
     return gr.Number(0, label="Seed", info="The same seed gives the same picture.", precision=0, elem_id=f"seed-{name}")
 
 
+def start_and_stop(label: str, name: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        start = gr.Button(label, variant="primary", min_width=80, elem_id=f"start-{name}")
+        stop = gr.Button("Stop", variant="stop", min_width=80, elem_id=f"stop-{name}")
+    return start, stop
+
+
+def draw_on_click(
+    buttons: tuple[gr.Button, gr.Button], draw: Callable, inputs: list, pictures: gr.HTML, status: gr.HTML
+):
+    """The first button starts to draw pictures, the second stops it."""
+    start, stop = buttons
+    event = start.click(plain_errors(draw), inputs, [pictures, status], show_progress_on=pictures, **ONE_AT_A_TIME)
+    stop.click(lambda: html.message("Stopped."), None, status, cancels=[event], queue=False)
+
+
 def draw_tab(handlers: Handlers, model: gr.Dropdown, class_name: gr.Dropdown) -> gr.Slider:
     """Build the tab; returns the slider of guidance, which some models have."""
     with gr.Row():
@@ -225,17 +241,12 @@ def draw_tab(handlers: Handlers, model: gr.Dropdown, class_name: gr.Dropdown) ->
             guidance = gr.Slider(
                 0, 5, 1, step=0.25, label="Guidance", info="Above 1: more like its class.", visible=False
             )
-            with gr.Row():
-                start = gr.Button("Draw", variant="primary", min_width=80, elem_id="start-draw")
-                stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop-draw")
+            buttons = start_and_stop("Draw", "draw")
         with gr.Column(min_width=280, scale=2):
             pictures = gr.HTML(elem_id="pictures-draw")
             status = gr.HTML(elem_id="status-draw")
     inputs = [model, class_name, seed, count, temperature, top_p, guidance]
-    event = start.click(
-        plain_errors(handlers.draw), inputs, [pictures, status], show_progress_on=pictures, **ONE_AT_A_TIME
-    )
-    stop.click(lambda: html.message("Stopped."), None, status, cancels=[event], queue=False)
+    draw_on_click(buttons, handlers.draw, inputs, pictures, status)
     return guidance
 
 
@@ -250,17 +261,12 @@ def complete_tab(handlers: Handlers, model: gr.Dropdown, class_name: gr.Dropdown
                 [1, 4, 16], value=1, label="Candidates for each", elem_id="candidates",
                 info="Of several, one is chosen by how likely it makes what is kept to the right and below.",
             )  # fmt: skip
-            with gr.Row():
-                start = gr.Button("Complete", variant="primary", min_width=80, elem_id="start-complete")
-                stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop-complete")
+            buttons = start_and_stop("Complete", "complete")
         with gr.Column(min_width=280):
             pictures = gr.HTML(elem_id="pictures-complete")
             status = gr.HTML(elem_id="status-complete")
     inputs = [model, class_name, panel[0], count, candidates, seed]
-    event = start.click(
-        plain_errors(handlers.complete), inputs, [pictures, status], show_progress_on=pictures, **ONE_AT_A_TIME
-    )
-    stop.click(lambda: html.message("Stopped."), None, status, cancels=[event], queue=False)
+    draw_on_click(buttons, handlers.complete, inputs, pictures, status)
     return panel
 
 

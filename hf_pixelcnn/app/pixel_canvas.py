@@ -1,7 +1,6 @@
 """A picture one can paint on, brush out in part, and point at; with mouse, finger or keys."""
 
 import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ import gradio as gr  # pyright: ignore[reportMissingImports]
 import numpy as np
 import torch
 from PIL import Image
+
+from ..pictures_causal_image import png_of
 
 HERE = Path(__file__).parent
 NUM_DIGITS = 10
@@ -26,9 +27,7 @@ def data_url(data: bytes, kind: str) -> str:
 
 
 def picture_url(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return data_url(file.getvalue(), "png")
+    return data_url(png_of(picture), "png")
 
 
 @dataclass(frozen=True)
