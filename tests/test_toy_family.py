@@ -1,5 +1,6 @@
 """A family is a configuration and a network: everything else, its default sampling cache included, comes by itself."""
 
+import contextlib
 import math
 import os
 import subprocess
@@ -18,18 +19,28 @@ from hf_pixelcnn import PixelCNNImageProcessor, compress, decompress, receptive_
 pytestmark = pytest.mark.versions
 
 
+@contextlib.contextmanager
+def registration():
+    hf_pixelcnn.register_family(FAMILY)
+    try:
+        yield
+    finally:
+        del hf_pixelcnn.FAMILIES["toy"]
+        configuration_auto.CONFIG_MAPPING._extra_content.pop("toy")
+        for mapping in (
+            modeling_auto.MODEL_MAPPING,
+            modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+            image_processing_auto.IMAGE_PROCESSOR_MAPPING,
+        ):
+            mapping._extra_content.pop(ToyConfig)
+        for own_class in (ToyConfig, ToyForCausalImageModeling, ToyForImageClassification):
+            own_class._auto_class = None
+
+
 @pytest.fixture
 def registered():
-    hf_pixelcnn.register_family(FAMILY)
-    yield
-    del hf_pixelcnn.FAMILIES["toy"]
-    configuration_auto.CONFIG_MAPPING._extra_content.pop("toy")
-    for mapping in (
-        modeling_auto.MODEL_MAPPING,
-        modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-        image_processing_auto.IMAGE_PROCESSOR_MAPPING,
-    ):
-        mapping._extra_content.pop(ToyConfig)
+    with registration():
+        yield
 
 
 def toy(seed=0, **config):
@@ -137,7 +148,8 @@ def test_its_saved_folder_carries_its_file_and_loads_where_nobody_registered_it(
 
 def test_without_registration_its_own_classes_load_it_and_the_auto_classes_ask_for_trust(tmp_path):
     model = toy(num_classes=2)
-    model.save_pretrained(tmp_path)
+    with registration():
+        model.save_pretrained(tmp_path)
     loaded = ToyForCausalImageModeling.from_pretrained(tmp_path)
     inputs = random_inputs(model)
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
