@@ -83,7 +83,7 @@ from hf_pixelcnn.training import (
     write_json,
     write_text,
 )
-from hf_pixelcnn.training.trainer import seconds_of
+from hf_pixelcnn.training.trainer import time_spent
 
 INIT_IMAGES = 64  # to which weight-normalised layers are fitted before training
 
@@ -525,7 +525,8 @@ def run(request: Request, args: PixelCNNTrainingArguments):
     model, processor = load_model(str(output))
     model.to(args.device)
     scores = score(model, eval_images, args.per_device_eval_batch_size, collate_levels)
-    seconds = {"training_seconds": seconds_of(trainer.state.log_history), "evaluation_seconds": scores["seconds"]}
+    seconds = {f"training_{name}": spent for name, spent in time_spent(trainer.state.log_history).items()}
+    seconds["evaluation_seconds"] = scores["seconds"]
     results = results_of(data_args, model_args, trainer, scores)
     results |= {"num_processes": args.world_size, "images_per_step": images_per_step}
     results |= {"num_parameters": model.num_parameters(), **seconds, **run_facts(args.device)}

@@ -165,4 +165,6 @@ def facts_of_training(results: dict) -> list[str]:
         facts.append(f"seed {results['seed']}")
     if "training_seconds" in results and "--resume_from_checkpoint" not in results.get("command", ""):
         facts.append(f"{results['training_seconds'] / 60:.1f} minutes on {results.get('device', 'one machine')}")
+    if "training_core_seconds" in results:
+        facts.append(f"{results['training_core_seconds'] / 3600:.2g} core-hours")
     return facts

@@ -177,7 +177,7 @@ class _StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.seconds_before = seconds_of(state.log_history)
+        self.trainer.spent_before = time_spent(state.log_history)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         set_epoch = getattr(self.trainer.train_dataset, "set_epoch", None)
@@ -223,7 +223,7 @@ class PixelCNNTrainer(Trainer):
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.ema = None
-        self.seconds_before, self.started = 0.0, None
+        self.spent_before, self.started = time_spent([]), None
         self.nats_function = nats_per_image
         if args.torch_compile:
             backend, mode = args.torch_compile_backend or "inductor", args.torch_compile_mode
@@ -251,7 +251,7 @@ class PixelCNNTrainer(Trainer):
                 self.ema.load(resume_from_checkpoint)
         if resume_from_checkpoint and is_finished(self.args, resume_from_checkpoint):
             return self._take_over(resume_from_checkpoint)
-        self.started = time.perf_counter()
+        self.started = clocks()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _take_over(self, checkpoint: str) -> TrainOutput:
@@ -275,14 +275,15 @@ class PixelCNNTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         r"""
-        As in `Trainer`; what is logged in training has the `seconds` it took so far, evaluations included and those
-        before a checkpoint that it was resumed from.
+        As in `Trainer`; what is logged in training has the `seconds` it took so far, and the `core_seconds` that its
+        process spent on all cores, evaluations included and those before a checkpoint that it was resumed from.
 
         Raises:
             InputError: If the training loss is not finite: nothing that comes after it would be worth anything.
         """
         if self.started is not None:
-            logs["seconds"] = round(self.seconds_before + time.perf_counter() - self.started, 2)
+            for name, now in clocks().items():
+                logs[name] = round(self.spent_before[name] + now - self.started[name], 2)
         super().log(logs, *args, **kwargs)
         if not math.isfinite(float(logs.get("loss", 0.0))):
             raise InputError(
@@ -397,9 +398,15 @@ class PixelCNNTrainer(Trainer):
             self.ema.load(folder)
 
 
-def seconds_of(log_history: Sequence[dict]) -> float:
-    """The seconds of training until the end of a log, those before a checkpoint it was resumed from included."""
-    return next((row["seconds"] for row in reversed(log_history) if "seconds" in row), 0.0)
+def clocks() -> dict[str, float]:
+    """Seconds of wall-clock time, and those that this process and its finished children spent on all cores."""
+    return {"seconds": time.perf_counter(), "core_seconds": sum(os.times()[:4])}
+
+
+def time_spent(log_history: Sequence[dict]) -> dict[str, float]:
+    """The [`clocks`] of training until the end of a log, what came before a checkpoint it was resumed from included."""
+    last = next((row for row in reversed(log_history) if "seconds" in row), {})
+    return {name: last.get(name, 0.0) for name in clocks()}
 
 
 @contextlib.contextmanager
