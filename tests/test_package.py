@@ -1,6 +1,7 @@
 """What is shipped, what is public, and which module may import which."""
 
 import ast
+import email
 import inspect
 import os
 import re
@@ -17,6 +18,7 @@ import hf_pixelcnn
 import hf_pixelcnn.training
 
 PACKAGE = ROOT / "hf_pixelcnn"
+PROJECT_URL = "https://example.com/someone/hf_pixelcnn"
 # Imports run from the later of these to the earlier, or stay inside one.
 LAYERS = (
     ("version", "compressed_stream", "configuration", "masking", "likelihood", "checks", "generation_config"),
@@ -107,7 +109,8 @@ def archives(tmp_path_factory):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     build = "import setuptools.build_meta as b; b.build_sdist('..'); b.build_wheel('..')"
-    subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
+    environment = {**os.environ, "PROJECT_URL": PROJECT_URL}
+    subprocess.run([sys.executable, "-c", build], cwd=source, env=environment, capture_output=True, check=True)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, sdist
 
@@ -124,6 +127,27 @@ def test_wheel_and_sdist_hold_the_package_and_nothing_else(archives):
     assert package <= names
     assert {"LICENSE", "README.md", "pyproject.toml"} <= names
     assert not [name for name in names if name.split("/")[0] in ("tests", "training", "model_cards")]
+
+
+@pytest.mark.slow
+def test_the_page_of_a_package_index_has_no_dead_links(archives):
+    with zipfile.ZipFile(archives[0]) as file:
+        (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(file.read(name))
+    page = str(metadata.get_payload())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata["Project-URL"] == f"Source, {PROJECT_URL}"
+    sections = {re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in page.split("\n")}
+    targets = re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', page)
+    assert len(targets) > 30
+    for link, picture in targets:
+        base = f"{PROJECT_URL}/{'raw' if picture else 'blob'}/v{hf_pixelcnn.__version__}/"
+        target = link or picture
+        if target.startswith("#"):
+            assert target[1:] in sections
+        elif target.startswith(PROJECT_URL) or not target.startswith("https://"):
+            assert target.startswith(base), target
+            assert (ROOT / target.removeprefix(base)).exists(), target
 
 
 @pytest.mark.slow
