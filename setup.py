@@ -1,8 +1,8 @@
 """
 The part of the metadata that depends on where the project lives: README.md as the page of a package index.
 
-With `PROJECT_URL` in the environment (`https://HOST/OWNER/NAME`) the links and pictures of README.md, which are relative
-to the project, lead to the files of the release there. Without it they stay as they are.
+With `PROJECT_URL` in the environment (`https://HOST/OWNER/NAME`) the links and pictures of README.md, which are
+relative to the project, lead to the files of the release there. Without it they stay as they are.
 """
 
 import os

@@ -145,7 +145,7 @@ class GatedBlockCache(EncodedRowCache):
         if self.row > 0:
             self.input_rows[:, 0].copy_(self.input_rows[:, 1])
             self.input_rows[:, 1, : self.width, :-1] = self.finished_row
-            self.input_rows[:, 1, : self.width, -1] = 1
+            self.input_rows[:, 1, : self.width, -1].fill_(1)
             above = self.convolve_rows(self.input_rows[:, 1:2], *self.above_in)[:, : self.width]
         left = self.convolve_rows(self.input_rows[:, 1:], *self.left_in)[:, : self.width - 1]
         self.first_above.copy_(above + F.pad(left, (0, 0, 1, 0)))  # of the pixel to the left

@@ -12,6 +12,12 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 
+@pytest.fixture(autouse=True)
+def float32_is_float32(monkeypatch):
+    """By default convolutions in float32 are computed in TF32, products of matrices are not."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_all_samplers_draw_the_same_images_in_float64(family, variant, device):
     model = build_model(family, **variant).double().cuda()

@@ -281,6 +281,19 @@ def test_broken_probabilities_are_an_error_and_no_picture(family):
         model.generate(logits_processor=[lambda levels, scores: torch.full_like(scores, -torch.inf)])
 
 
+aten = torch.ops.aten
+# What a CUDA graph cannot hold: looks of the host at values, shapes that depend on values, constants made on the host.
+NOT_RECORDED = (
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.masked_select,
+    aten.lift_fresh,
+    aten.unique_dim,
+    aten._unique2,
+)
+INDEXING = (aten.index, aten.index_put, aten.index_put_)
+
+
 class RecordedOperations(TorchDispatchMode):
     """Stands for a CUDA graph on any device: repeats operations on the very tensors that they were recorded with."""
 
@@ -308,7 +321,9 @@ class RecordedOperations(TorchDispatchMode):
         return replay
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        assert operation is not torch.ops.aten._local_scalar_dense.default, "waits for the device"
+        assert operation.overloadpacket not in NOT_RECORDED, operation
+        if operation.overloadpacket in INDEXING:
+            assert not any(index.dtype == torch.bool for index in args[1] if index is not None), operation
         results = operation(*args, **(kwargs or {}))
         memory = lambda x: x.detach() if isinstance(x, torch.Tensor) else x  # noqa: E731 - wherever `x.data` goes later
         self.operations.append((operation, *tree_map(memory, (args, kwargs or {}, results))))
