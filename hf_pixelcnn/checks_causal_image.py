@@ -197,14 +197,14 @@ def class_ids_for(
     return class_ids
 
 
-def check_asked_of_classes(class_ids: torch.Tensor | None, config: CausalImageModelingConfig):
-    """Raise unless `class_ids` are there if `config` has classes, and None if it has none."""
+def check_asked_of_classes(class_ids: torch.Tensor | None, config: CausalImageModelingConfig, otherwise: str = ""):
+    """Raise unless `class_ids` are there if `config` has classes, and None if it has none; `otherwise` needs none."""
     if config.num_classes == 0 and class_ids is not None:
         raise ValueError("`class_ids` were given, but the model is unconditional (`num_classes` is 0).")
     if config.num_classes > 0 and class_ids is None:
         raise ValueError(
             f"`class_ids` are needed: the model is conditional on {config.num_classes} classes. "
-            "Pass -1 for images without a class. (Features alone, by the family's `...Model`, need none.)"
+            f"Pass -1 for images without a class.{otherwise}"
         )
 
 

@@ -590,7 +590,12 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, output_hidden_states: bool | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Parameters of the output distribution of every dimension, and the hidden states if asked for."""
-        check_asked_of_classes(class_ids, self.config)
+        network = type(self.model).__name__
+        otherwise = (
+            f" Features need no class, but the network without its head: `{network}.from_pretrained(...)`, which "
+            '`pipeline("image-feature-extraction", model=..., image_processor=...)` takes.'
+        )
+        check_asked_of_classes(class_ids, self.config, otherwise)
         features = self.model(
             pixel_values, class_ids=class_ids, output_hidden_states=output_hidden_states, return_dict=True
         )

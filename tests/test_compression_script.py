@@ -61,15 +61,21 @@ def test_one_file_comes_back_as_one_file(saved, tmp_path):
 
 def test_what_levels_do_not_keep_is_said(saved, tmp_path, capsys):
     model, images = saved
-    build_model("gated_pixelcnn", num_classes=2).save_pretrained(model)
+    build_model("gated_pixelcnn", num_classes=2, id2label={0: "cow", 1: "cat"}).save_pretrained(model)
     PixelCNNImageProcessor(num_levels=2).save_pretrained(model)
     Image.fromarray(np.full((5, 6), 255, dtype=np.uint8)).save(images / "white.png")  # white stays white
     words = ["--model", model, "--input", images, "--output", tmp_path / "x.pxc"]
     run("compress", *words)
     assert "note: 7 of 8 images have pixels that the model's 2 levels do not keep" in capsys.readouterr().out
-    run("compress", *words, "--class_id", 1)
-    with pytest.raises(SystemExit, match="`class_ids` must be 0"):
-        run("compress", *words, "--class_id", 2)
+    sizes = {}
+    for classes in (["1"], ["cat"], ["-1"], [*"01010101"], ["0"]):
+        run("compress", *words, "--class_ids", *classes)
+        sizes[" ".join(classes)] = (tmp_path / "x.pxc").read_bytes()
+    assert sizes["1"] == sizes["cat"]
+    assert len(set(sizes.values())) == 4
+    for classes, message in ((["2"], "`class_ids` must be 0"), (["dog"], "no class 'dog'"), ([*"01"], r"shape \(8,\)")):
+        with pytest.raises(SystemExit, match=message):
+            run("compress", *words, "--class_ids", *classes)
 
 
 def test_measuring_reports_size_and_time(saved, tmp_path, capsys):
@@ -294,7 +300,7 @@ def test_bad_input_is_answered_in_one_line(saved, tmp_path):
         ([*pack, tmp_path / "nothing"], "there is no file or folder"),
         ([*pack, tmp_path / "empty"], "there is no image"),
         ([*pack, tmp_path / "text.png"], "cannot be used as an image"),
-        ([*pack, images, "--class_id", "3"], "unconditional"),
+        ([*pack, images, "--class_ids", "3"], "unconditional"),
         (["compress", "--model", model, "--input", images, "--output", "nowhere/x.pxc"], "its folder does not exist"),
         (["compress", "--model", no_processor, "--input", images, "--output", "x.pxc"], "no image processor"),
         ([*unpack, tmp_path / "nothing"], "cannot read"),

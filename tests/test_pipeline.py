@@ -127,6 +127,9 @@ def test_feature_extraction_gives_the_features_of_images_without_a_class(folder,
     levels = pipe.image_processor(images, return_tensors="pt")["pixel_values"]
     expected = pipe.model.model(levels, class_ids=torch.tensor([-1, -1])).last_hidden_state
     torch.testing.assert_close(torch.cat(features), expected)
+    extract = pipeline("image-feature-extraction", model=folder, device="cpu")  # by AutoModel, which has a head
+    with pytest.raises(ValueError, match=rf"Features need no class.*`{type(network).__name__}\.from_pretrained"):
+        extract(images[0])
 
 
 def test_several_requests_are_answered_in_order(pipe):

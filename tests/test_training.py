@@ -442,13 +442,17 @@ def test_classes_have_names_and_guidance_on_the_command_line(tmp_path):
     pictures = {}
     for class_id, scale in [("dog", "1"), ("1", "1"), ("7", "1"), ("2", "1"), ("dog", "3")]:
         path = tmp_path / f"{class_id}{scale}.png"
-        sample.main([*words, "--class_id", class_id, "--guidance_scale", scale, "--output", str(path)])
+        sample.main([*words, "--class_ids", class_id, "--guidance_scale", scale, "--output", str(path)])
         pictures[class_id + scale] = np.asarray(Image.open(path))
     assert np.array_equal(pictures["dog1"], pictures["11"])
     assert np.array_equal(pictures["71"], pictures["21"])  # a name comes before a number
     assert not np.array_equal(pictures["dog1"], pictures["71"])
     assert not np.array_equal(pictures["dog1"], pictures["dog3"])
-    message = one_line_error(sample.main, [*words, "--class_id", "cow"])
+    sample.main([*words, "--class_ids", "7", "dog", "--output", str(tmp_path / "both.npy")])
+    for index, name in enumerate(("7", "dog")):
+        sample.main([*words, "--class_ids", name, "--output", str(tmp_path / f"{name}.npy")])
+        assert np.array_equal(*(np.load(tmp_path / f"{file}.npy")[index] for file in ("both", name)))
+    message = one_line_error(sample.main, [*words, "--class_ids", "cow"])
     assert "There is no class 'cow'; the model has ['cat', 'dog', '7']" in message
 
 
@@ -779,7 +783,7 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
         assert message in one_line_error(train.main, words)
         assert not list(tmp_path.glob("run/*"))
     assert "cannot load a model" in one_line_error(sample.main, ["--model", tmp_path])
-    assert "not class-conditional" in one_line_error(sample.main, ["--model", trained, "--class_id", "1"])
+    assert "not class-conditional" in one_line_error(sample.main, ["--model", trained, "--class_ids", "1"])
     assert "cannot write" in one_line_error(sample.main, ["--model", trained, "--output", tmp_path / "x.xyz"])
     complete = ["--model", trained, "--complete", DIGITS, "--split", "test[:2]"]
     for mask in ("upper:9", "upper:-1", "left:x", "upper:1,2", "box:1,2,3", "box:6,0,3,3"):

@@ -46,6 +46,7 @@ from hf_pixelcnn.training import (
     load_model,
     load_split,
     nats_per_image,
+    read_class_ids,
     readable_picture,
     run_facts,
     write_json,
@@ -60,7 +61,13 @@ class CompressArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
     input: str = field(metadata={"help": "Image file, or folder of images of one size."})
     output: str = field(metadata={"help": "File to write, as in digits.pxc."})
-    class_id: int = field(default=-1, metadata={"help": "Class of all images for a conditional model; -1: none."})
+    class_ids: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "For a conditional model, classes by name or number: one of all images, or one of each, in the "
+            "order of their files; by default none (-1)."
+        },
+    )
     verify: bool = field(default=False, metadata={"help": "Decompress and compare before writing."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
 
@@ -274,7 +281,9 @@ def compress_files(args: CompressArguments):
     model, processor = load_with_processor(args)
     names, levels, changed = read_images(source, processor)
     comment = pack_names(names)
-    class_ids = args.class_id if model.config.num_classes or args.class_id != -1 else None
+    class_ids = -1 if model.config.num_classes else None
+    if args.class_ids is not None:
+        class_ids = read_class_ids(args.class_ids, model.config)
     try:
         data = compress(model, levels, class_ids, comment=comment, verify=args.verify, show_progress=True)
     except (ValueError, TypeError, ImportError) as error:

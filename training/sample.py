@@ -5,6 +5,7 @@ Draw images from a model, or complete images of a data set, and save them as one
     python training/sample.py --model runs/mnist_pixelcnn --complete ylecun/mnist --split "test[:8]" --num_images 6
     python training/sample.py --model ... --complete ... --mask box --num_resamples 64
     python training/sample.py --model runs/mnist_pixelcnn --num_images 1000 --output digits/
+    python training/sample.py --model model_cards/pixelcnn-pp-fashion-mnist --class_ids Sandal Bag --num_images 16
     python training/sample.py --model runs/codes --num_images 64 --output codes.npy
 
 Several processes share the work, and draw the same images as one:
@@ -39,7 +40,7 @@ from PIL import Image
 
 from hf_pixelcnn import LivePreview, animation
 from hf_pixelcnn.canvas_causal_image import bytes_to_draw, draw_noise
-from hf_pixelcnn.checks_causal_image import check_memory, class_ids_of
+from hf_pixelcnn.checks_causal_image import check_memory
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
 from hf_pixelcnn.pictures_causal_image import image_grid, images_of
 from hf_pixelcnn.training import (
@@ -51,6 +52,7 @@ from hf_pixelcnn.training import (
     completion_grid,
     load_model,
     load_split,
+    read_class_ids,
     readable_picture,
     save_picture,
     written_beside,
@@ -69,9 +71,12 @@ class SamplingArguments:
     )
     num_images: int = field(default=16, metadata={"help": "Images; with --complete, completions of each image."})
     seed: int = field(default=0, metadata={"help": "Seed of the noise; the same seed draws the same images."})
-    class_id: str | None = field(
+    class_ids: list[str] | None = field(
         default=None,
-        metadata={"help": "Class of all images, by name or number; by default all in turn, or those of given images."},
+        metadata={
+            "help": "Classes, by name or number, -1 for none: one of all images, or several in turn; by default all in "
+            "turn, or those of given images."
+        },
     )
     image_size: list[int] | None = field(
         default=None, metadata={"help": "One number, or height and width as in 24 32; by default the model's."}
@@ -175,7 +180,7 @@ class Given(NamedTuple):
 
 def read_given(args: SamplingArguments, config, processor) -> Given:
     """The images of `--complete`."""
-    with_classes = config.num_classes > 0 and args.class_id is None  # the data set has them
+    with_classes = config.num_classes > 0 and args.class_ids is None  # the data set has them
     rows = load_split(args.complete, args.split, None, args.cache_dir)
     images = LevelDataset(rows, config.num_levels, processor, with_classes=with_classes, id2label=config.id2label)
     batch = collate_levels([images[index] for index in range(len(images))])
@@ -183,27 +188,17 @@ def read_given(args: SamplingArguments, config, processor) -> Given:
     return Given(levels, read_mask(args.mask, *levels.shape[2:]), batch.get("class_ids"))
 
 
-def find_class(config, word: str) -> int:
-    """The id of a class given by its name or, where no class has that name, by its number."""
-    is_number = word not in config.label2id and word.removeprefix("-").isdecimal()
-    try:
-        class_id = int(class_ids_of(int(word) if is_number else word, config))
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return class_id
-
-
 def choose_classes(args: SamplingArguments, config, given: Given | None, total: int) -> torch.Tensor | None:
-    """Class of each image to draw: `--class_id`, that of the given image, or all in turn; `None` without classes."""
+    """Class of each image to draw: `--class_ids`, or all, or those of the given images; `None` without classes."""
     if not config.num_classes:
-        if args.class_id is not None:
-            raise InputError(f"--class_id: {args.model} is not class-conditional.")
+        if args.class_ids is not None:
+            raise InputError(f"--class_ids: {args.model} is not class-conditional.")
         return None
-    if args.class_id is not None:
-        return torch.full((total,), find_class(config, args.class_id))
-    if given is not None:
-        return given.class_ids.repeat_interleave(args.num_images)
-    return torch.arange(total) % config.num_classes
+    completions = 1 if given is None else args.num_images  # of one class
+    if args.class_ids is None and given is not None:
+        return given.class_ids.repeat_interleave(completions)
+    class_ids = torch.arange(config.num_classes) if args.class_ids is None else read_class_ids(args.class_ids, config)
+    return class_ids[torch.arange(total) // completions % len(class_ids)]
 
 
 def request_for(
@@ -232,8 +227,8 @@ def draw_picture(args: SamplingArguments, config, processor, given: Given | None
 
 def columns_of(args: SamplingArguments, config) -> int | None:
     """Images in a row: as asked for, or one of each class where they come in turn."""
-    classes_in_turn = config.num_classes if args.class_id is None else 0
-    return args.columns or classes_in_turn or None
+    classes_in_turn = config.num_classes if args.class_ids is None else len(args.class_ids)
+    return args.columns or (classes_in_turn if classes_in_turn > 1 else None)
 
 
 def preview_of(args: SamplingArguments, config, processor, total: int) -> tuple[LivePreview, list[Image.Image]]:

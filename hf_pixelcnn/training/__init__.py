@@ -19,6 +19,7 @@ from .data_sources import (
     load_split,
     names_in,
     num_channels_of,
+    read_class_ids,
     stored,
 )
 from .errors import InputError
@@ -106,6 +107,7 @@ __all__ = [
     "names_in",
     "nats_per_image",
     "num_channels_of",
+    "read_class_ids",
     "readable_picture",
     "run_facts",
     "save_picture",

@@ -5,8 +5,11 @@ import re
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
 
+from ..checks_causal_image import class_ids_of
+from ..configuration_causal_image import CausalImageModelingConfig
 from .errors import InputError
 
 SHOWN_NAMES = 20  # of classes, in messages
@@ -166,6 +169,30 @@ def names_in(id2label: dict[int, str] | None) -> list[str] | None:
     if not id2label or all(name == f"LABEL_{class_id}" for class_id, name in id2label.items()):
         return None
     return [id2label[class_id] for class_id in sorted(id2label)]
+
+
+def read_class_ids(words: list[str], config: CausalImageModelingConfig) -> torch.Tensor:
+    r"""
+    Classes that somebody typed, by name or, where no class has that name, by number.
+
+    Args:
+        words (`list[str]`): At least one.
+        config ([`CausalImageModelingConfig`]): Of the model.
+
+    Returns:
+        `torch.LongTensor` of shape `(len(words),)`; numbers are not checked, so that -1 is no class.
+
+    Raises:
+        InputError: If the model has no class of a name.
+    """
+    classes = []
+    try:
+        for word in words:
+            is_name = word in config.label2id or not word.removeprefix("-").isdecimal()
+            classes.append(word if is_name else int(word))
+        return class_ids_of(classes, config)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _listed(names: list[str]) -> str:
