@@ -165,7 +165,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
                 drawn first, so the images are the same.
             streamer (callable, *optional*):
                 Called with `(images, row, levels)` as soon as a row is finished: which images (a `slice` of the
-                request), the number of the row, and its levels, `torch.LongTensor` `(n, channels, width)`.
+                request; each of `num_resamples` completions is one), the number of the row, and its levels,
+                `torch.LongTensor` `(n, channels, width)`. What it raises ends the drawing.
             kwargs:
                 Any field of [`PixelCNNGenerationConfig`], for this call: how levels are drawn.
 
@@ -184,7 +185,7 @@ class CausalImageGenerationMixin(torch.nn.Module):
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
         given = self._request_given(pixel_values, known_mask, shape)
         if settings.num_resamples > 1:
-            self._check_resampling(settings.num_resamples, given, streamer)
+            self._check_resampling(settings.num_resamples, given)
         self._check_memory(shape, settings, sampler, max_batch_size)
         request = DrawRequest(
             shape,
@@ -228,16 +229,11 @@ class CausalImageGenerationMixin(torch.nn.Module):
         check_memory(f"Drawing {images} images of {channels}×{height}×{width}", size, device_of(self))
 
     @staticmethod
-    def _check_resampling(num_resamples: int, given: Given | None, streamer: Callable | None):
+    def _check_resampling(num_resamples: int, given: Given | None):
         if given is None:
             raise ValueError(
                 f"`num_resamples={num_resamples}` weighs completions by what is given: it needs `pixel_values` and "
                 "`known_mask`."
-            )
-        if streamer is not None:
-            raise ValueError(
-                f"`num_resamples={num_resamples}` chooses among finished images: it cannot go with a `streamer`, which "
-                "gets rows as they are drawn."
             )
 
     @staticmethod

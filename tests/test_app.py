@@ -3,6 +3,7 @@
 import io
 import random
 import re
+import threading
 import zlib
 
 import numpy as np
@@ -62,7 +63,12 @@ def test_completions_keep_what_is_kept_and_are_those_of_generate(gated, digit):
     assert not actions.is_exact(known.T)
     request = {"pixel_values": digit, "class_ids": 3, "num_images": 2}
     for candidates, mask in ((1, known), (4, known.T)):
-        *_, last = actions.complete(gated, digit, mask, 3, 2, candidates, seed=1)
+        first, *_, last = actions.complete(gated, digit, mask, 3, 2, candidates, seed=1)
+        seen = mask.clone()
+        seen[0] = True  # of the first completion, or of all that are drawn together
+        for picture, is_drawn in zip(first.pictures, [True, candidates == 1], strict=True):
+            assert np.array_equal(np.asarray(picture) == 128, ~(seen if is_drawn else mask).numpy())
+        assert not first.is_done
         output = gated.model.generate(
             **request, known_mask=mask, num_resamples=candidates, generator=seeded(1), return_dict_in_generate=True
         )
@@ -70,6 +76,29 @@ def test_completions_keep_what_is_kept_and_are_those_of_generate(gated, digit):
             assert np.array_equal(np.asarray(picture), np.asarray(gated.picture_of(levels[None])))
         assert last.is_done
         assert last.sample_sizes == ([] if candidates == 1 else output.effective_sample_size.tolist())
+
+
+def test_candidates_stop_with_the_row_in_work(gated, digit, monkeypatch):
+    generate, is_closed, rows = gated.model.generate, threading.Event(), []
+
+    def slow(streamer, **request):  # nothing is drawn after the first row until the iterator is closed
+        def on_row(images, row, levels):
+            streamer(images, row, levels)
+            rows.append(row)
+            is_closed.wait()
+
+        generate(streamer=on_row, **request)
+
+    monkeypatch.setattr(gated.model, "generate", slow)
+    others = set(threading.enumerate())
+    completions = actions.complete(gated, digit, torch.zeros(28, 28, dtype=torch.bool), 3, 8, 16, seed=0)
+    assert not next(completions).is_done
+    (drawing,) = set(threading.enumerate()) - others
+    completions.close()
+    is_closed.set()
+    drawing.join(60)
+    assert not drawing.is_alive()
+    assert rows == [0]
 
 
 def test_a_score_is_the_likelihood_and_a_look_the_prediction(gated, digit):

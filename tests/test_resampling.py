@@ -114,10 +114,17 @@ def test_weights_are_equal_where_all_given_pixels_come_first(family):
     model = contrasted_model(family)
     given, upper = random_inputs(model, batch=1)["pixel_values"], torch.zeros(5, 6, dtype=torch.bool)
     upper[:2] = True
-    output = model.generate(
-        given, upper, num_images=3, num_resamples=8, generator=seeded(), return_dict_in_generate=True
-    )
+    candidates = torch.full((3 * 8, 1, 5, 6), -1)
+
+    def streamer(images, row, levels):
+        candidates[images, :, row] = levels
+
+    request = {"num_images": 3, "num_resamples": 8, "max_batch_size": 10, "return_dict_in_generate": True}
+    output = model.generate(given, upper, **request, generator=seeded(), streamer=streamer)
     assert output.effective_sample_size.tolist() == [8, 8, 8]
+    for chosen, drawn in zip(output.sequences, candidates.split(8), strict=True):
+        assert (drawn == chosen).flatten(1).all(1).any()
+        assert (drawn.flatten(1) != drawn[0].flatten()).any()
     everything = model.generate(given, upper | True, num_resamples=3, return_dict_in_generate=True)
     assert torch.equal(everything.sequences, given)
     assert everything.effective_sample_size.tolist() == [3]
@@ -166,8 +173,6 @@ def test_settings_that_cannot_go_together():
     given, known = torch.zeros(1, 1, 5, 6).long(), torch.ones(5, 6, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"`num_resamples=2` weighs .* needs `pixel_values` and"):
         model.generate(num_resamples=2)
-    with pytest.raises(ValueError, match=r"`num_resamples=2` chooses .* cannot go with a `streamer`"):
-        model.generate(given, known, num_resamples=2, streamer=print)
     with pytest.raises(ValueError, match="`num_resamples=2` needs `do_sample=True`"):
         model.generate(given, known, num_resamples=2, do_sample=False)
     for value, error in ((0, ValueError), (2.0, TypeError), (True, TypeError)):

@@ -8,10 +8,10 @@ work, which is where a page runs.
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -29,6 +29,7 @@ from ..sampling_causal_image import num_threads
 
 ANY = "any"
 SECONDS_BETWEEN_PICTURES = 0.05
+Shown = TypeVar("Shown")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,35 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def shown_while_drawn(
+    rows: Iterator[tuple], on_row: Callable[[slice, int, torch.Tensor], None], show: Callable[[], Shown]
+) -> Generator[Shown, None, Any]:
+    r"""
+    What there is to see while rows are drawn.
+
+    Args:
+        rows: What `rows_as_drawn` returned.
+        on_row (callable): Called with what it yields, as a `streamer` is.
+        show (callable): Called after the first row, and then at most 20 times a second.
+
+    Yields:
+        What `show` returned. Closing the iterator stops the drawing.
+
+    Returns:
+        What `generate` returned.
+    """
+    last_shown = -math.inf
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration as end:
+            return end.value
+        on_row(*row)
+        if time.perf_counter() - last_shown > SECONDS_BETWEEN_PICTURES:
+            last_shown = time.perf_counter()
+            yield show()
+
+
 def classes_to_draw(shown: ShownModel, class_name: str, num_images: int) -> torch.Tensor | None:
     """Class of each image: the one that is named, or all in turn; `None` without classes."""
     if not shown.config.num_classes:
@@ -143,13 +173,9 @@ def draw(shown: ShownModel, class_name: str, num_images: int, seed: int, **setti
     frames: list[Image.Image] = []
     preview = LivePreview(shown.processor, num_images, shown.config.image_size, show=frames.append)
     request = {"num_images": num_images, "class_ids": classes_to_draw(shown, class_name, num_images), **settings}
-    start = last_shown = time.perf_counter()
-    for images, row, levels in rows_as_drawn(shown.model, generator=seeded(seed), **request):
-        preview(images, row, levels)
-        now = time.perf_counter()
-        if len(frames) == 1 or now - last_shown > SECONDS_BETWEEN_PICTURES:
-            last_shown = now
-            yield Drawing(frames[-1], now - start)
+    start = time.perf_counter()
+    rows = rows_as_drawn(shown.model, generator=seeded(seed), **request)
+    yield from shown_while_drawn(rows, preview, lambda: Drawing(frames[-1], time.perf_counter() - start))
     yield Drawing(frames[-1], time.perf_counter() - start, animation(frames))
 
 
@@ -159,7 +185,8 @@ class Completions:
     Completions of a picture while they are drawn.
 
     Args:
-        pictures (`list[PIL.Image.Image]`): One each, grey where nothing is drawn yet.
+        pictures (`list[PIL.Image.Image]`): One each, grey where nothing is drawn yet; while there are candidates to
+            choose from, the first of them.
         sample_sizes (`list[float]`): The effective sample size of those that were chosen among candidates.
         is_done (`bool`): Whether these are the last.
         seconds (`float`): Since the start.
@@ -206,31 +233,33 @@ def complete(
         seed (`int`): Of the noise.
 
     Yields:
-        [`Completions`]: Row by row, or with several candidates one completion after the other, because these are chosen
-        when they are finished. Closing the iterator stops the drawing.
+        [`Completions`]: Row by row, with several candidates one completion after the other. Closing the iterator stops
+        the drawing.
     """
     start = time.perf_counter()
-    given = with_kept_pixels(shown, levels, known)
     request = {"pixel_values": levels, "known_mask": known, "class_ids": class_id, "generator": seeded(seed)}
-    if num_candidates > 1:
-        pictures, sizes = [given] * num_images, []
-        for index in range(num_images):  # from one generator they are the same as all at once
-            output = shown.model.generate(**request, num_resamples=num_candidates, return_dict_in_generate=True)
-            pictures[index] = shown.picture_of(output.sequences)
-            sizes.append(output.effective_sample_size.item())
-            yield Completions([*pictures], sizes, index == num_images - 1, time.perf_counter() - start)
-        return
-    drawn = levels.repeat(num_images, 1, 1, 1)
-    height, last_shown, is_first = levels.shape[2], start, True
-    for images, row, row_levels in rows_as_drawn(shown.model, num_images=num_images, **request):
-        drawn[images, :, row] = row_levels
-        now = time.perf_counter()
-        if row == height - 1 or is_first or now - last_shown > SECONDS_BETWEEN_PICTURES:
-            last_shown, is_first = now, False
-            shown_rows = known.clone()
-            shown_rows[: row + 1] = True
-            pictures = [with_kept_pixels(shown, levels_of_one[None], shown_rows) for levels_of_one in drawn]
-            yield Completions(pictures, [], row == height - 1, now - start)
+    request |= {"num_resamples": num_candidates, "return_dict_in_generate": True}
+    at_once = num_images if num_candidates == 1 else 1  # from one generator they are the same either way
+    part = slice(0, at_once)
+    drawn, seen = levels.repeat(num_images, 1, 1, 1), known.repeat(num_images, 1, 1)
+    sample_sizes: list[float] = []
+
+    def on_row(_: slice, row: int, row_levels: torch.Tensor):
+        drawn[part, :, row] = row_levels[::num_candidates]
+        seen[part, : row + 1] = True
+
+    def show(is_done: bool = False) -> Completions:
+        pictures = [with_kept_pixels(shown, *one) for one in zip(drawn[:, None], seen, strict=True)]
+        return Completions(pictures, [*sample_sizes], is_done, time.perf_counter() - start)
+
+    for first in range(0, num_images, at_once):
+        part = slice(first, first + at_once)
+        rows = rows_as_drawn(shown.model, num_images=at_once, **request)
+        output = yield from shown_while_drawn(rows, on_row, show)
+        drawn[part] = output.sequences
+        if num_candidates > 1:
+            sample_sizes += output.effective_sample_size.tolist()
+        yield show(is_done=part.stop == num_images)
 
 
 @num_threads(1)
