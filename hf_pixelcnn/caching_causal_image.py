@@ -351,7 +351,7 @@ class SamplingCache:
 class ForwardCache(SamplingCache):
     """
     Right for every family and fast for none: a forward pass on the rows that a row can see, for every pixel and channel
-    group. It calls the model, so it heeds hooks and works where weights are offloaded.
+    group. It calls the model, so hooks act and it works where weights are offloaded.
     """
 
     def __init__(self, model, batch, height, width, class_ids=None):

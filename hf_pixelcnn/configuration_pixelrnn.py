@@ -22,7 +22,7 @@ class PixelRNNConfig(CausalImageModelingConfig):
         has_blind_spot (`bool`, defaults to `False`):
             Whether a Diagonal BiLSTM is that of the paper, which does not see the last pixel of the row above, far from
             the right edge: what comes from the right knows only the pixels to the left of each, not the pixel itself.
-            By default the first layer's states from the right read it, too.
+            By default the first layer's states from the right also read it.
 
     Reference: van den Oord et al. 2016, Pixel Recurrent Neural Networks, sections 3.1-3.3,
     https://huggingface.co/papers/1601.06759

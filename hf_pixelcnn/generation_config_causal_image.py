@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import Any
 
 from transformers import (
     GenerationConfig,
@@ -17,6 +18,27 @@ from .checks_causal_image import check_count
 from .configuration_causal_image import is_int
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
+
+# What each number may be, and how to say so.
+RANGES = {
+    "temperature": ("above 0", lambda value: value > 0),
+    "top_k": ("at least 0 (0 keeps all levels)", lambda value: value >= 0),
+    "top_p": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "min_p": ("in [0, 1]", lambda value: 0 <= value <= 1),
+    "guidance_scale": ("a finite number of at least 0", lambda value: 0 <= value < math.inf),
+}
+
+
+def check_number(name: str, value: Any):
+    """Raise unless a value is a number of the right type and range."""
+    if not (is_int(value) or (isinstance(value, float) and name != "top_k")):
+        raise TypeError(f"`{name}` must be {'an int' if name == 'top_k' else 'a number'}, got {value!r}.")
+    if is_int(value) and value > sys.float_info.max and name != "top_k":
+        raise ValueError(f"`{name}` must be a number that a float can hold, got one of {value.bit_length()} bits.")
+    described, is_in_range = RANGES[name]
+    if not is_in_range(value):
+        hint = "; use `do_sample=False` for modes" if name == "temperature" else ""
+        raise ValueError(f"`{name}` must be {described}, got {value}{hint}.")
 
 
 class PixelCNNGenerationConfig(GenerationConfig):
@@ -88,23 +110,8 @@ class PixelCNNGenerationConfig(GenerationConfig):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
         check_count("num_resamples", self.num_resamples)
-        for name in ("temperature", "top_k", "top_p", "min_p", "guidance_scale"):
-            value = getattr(self, name)
-            if not (is_int(value) or (isinstance(value, float) and name != "top_k")):
-                raise TypeError(f"`{name}` must be {'an int' if name == 'top_k' else 'a number'}, got {value!r}.")
-            if is_int(value) and value > sys.float_info.max and name != "top_k":
-                bits = value.bit_length()
-                raise ValueError(f"`{name}` must be a number that a float can hold, got one of {bits} bits.")
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {self.temperature}; use `do_sample=False` for modes.")
-        if self.top_k < 0:
-            raise ValueError(f"`top_k` must be at least 0 (0 keeps all levels), got {self.top_k}.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"`top_p` must be in (0, 1], got {self.top_p}.")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"`min_p` must be in [0, 1], got {self.min_p}.")
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"`guidance_scale` must be a finite number of at least 0, got {self.guidance_scale}.")
+        for name in RANGES:
+            check_number(name, getattr(self, name))
         if self.num_resamples > 1 and not self.do_sample:
             raise ValueError(
                 f"`num_resamples={self.num_resamples}` needs `do_sample=True`: all completions would be the same."

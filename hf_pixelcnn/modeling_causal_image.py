@@ -258,7 +258,7 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         Convolutions: N(0, 1 / fan_in), where fan_in counts the inputs that an output really sees behind its mask (LeCun
         et al. 1998, Efficient BackProp, section 4.6), so that activations start with the variance of the image
         whatever the kernel. Biases 0. Embeddings of levels N(0, 1), the scale of a normalised pixel; embeddings of
-        classes N(0, 0.02²), so that all classes start almost alike; a learned prior starts uniform. All other modules
+        classes N(0, 0.02²), so that all classes start almost equal; a learned prior starts uniform. All other modules
         start as transformers starts them. Also refills mask buffers, which `from_pretrained` leaves uninitialised.
 
         With weight normalisation directions are N(0, 0.05²), as in the code of PixelCNN++, and gains give the same

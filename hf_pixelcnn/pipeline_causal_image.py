@@ -14,7 +14,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .checks_causal_image import check_processor
+from .checks_causal_image import check_count, check_processor
 from .image_processing_causal_image import PixelCNNImageProcessor
 from .pictures_causal_image import Pictures
 
@@ -26,6 +26,12 @@ logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.l
 def items_of(several: Any) -> Iterator:
     """What a generator or `Dataset` holds; one that is indexed need not say where a loop over it ends."""
     return (several[i] for i in range(len(several))) if hasattr(several, "__getitem__") else iter(several)
+
+
+def are_requests(num_images: Any) -> bool:
+    """Whether these are several requests: a list, a generator or a `Dataset`."""
+    is_one = isinstance(num_images, str | dict) or getattr(num_images, "ndim", None) == 0
+    return not is_one and (isinstance(num_images, Iterable) or hasattr(num_images, "__getitem__"))
 
 
 def picture(image: Any) -> Any:
@@ -156,32 +162,40 @@ class PixelCNNImagePipeline(Pipeline):
             if generator is not None:
                 raise ValueError("`seed` and `generator` both say where random numbers come from: give one of them.")
             generator = torch.Generator().manual_seed(seed)
-        if num_images is not None and not isinstance(num_images, int):
+        if are_requests(num_images):
             given = {"class_ids": class_ids, "images": images, "known_mask": known_mask, "batch_size": batch_size}
             given |= {"generator": generator, "output_type": output_type, "return_dict": return_dict, **generate_kwargs}
-            return self.answers(num_images, given)
-        batch_size = batch_size or self._batch_size
+            return self.answers(cast(Iterable, num_images), given)
         request = {
             "num_images": num_images,
             "class_ids": class_ids,
             "images": images,
             "known_mask": known_mask,
             "generator": generator,
-            "max_batch_size": batch_size,
+            "max_batch_size": batch_size or self._batch_size,
         }
-        num_classes = self.model.config.num_classes
-        if all(value is None for value in (num_images, class_ids, images)) and not isinstance(generator, list):
-            request["num_images"] = num_images = batch_size or max(num_classes, 1)
-        if num_classes and class_ids is None and images is None:
-            count = len(generator) if isinstance(generator, list) else num_images
-            request["class_ids"] = [i % num_classes for i in range(cast(int, count))]
-        inputs = self.preprocess(request)
+        inputs = self.preprocess(self.with_count_and_classes(request))
         outputs = cast(dict, self.forward(inputs, **{**self._forward_params, **generate_kwargs}))
         output = PixelCNNPipelineOutput(
             images=self.postprocess(outputs, output_type=output_type),
             effective_sample_size=outputs.get("effective_sample_size"),
         )
         return output if return_dict else output.to_tuple()
+
+    def with_count_and_classes(self, request: dict) -> dict:
+        """A request with how many images it is for, and of which classes, where nothing in it says so."""
+        num_classes, generator = self.model.config.num_classes, request["generator"]
+        num_images = request["num_images"]
+        if num_images is not None:
+            check_count("num_images", num_images)
+        says_nothing = all(request[name] is None for name in ("num_images", "class_ids", "images"))
+        if says_nothing and not isinstance(generator, list):
+            num_images = request["max_batch_size"] or max(num_classes, 1)
+        class_ids = request["class_ids"]
+        if num_classes and class_ids is None and request["images"] is None:
+            count = len(generator) if isinstance(generator, list) else num_images
+            class_ids = [i % num_classes for i in range(cast(int, count))]
+        return {**request, "num_images": num_images, "class_ids": class_ids}
 
     def answers(self, requests: Iterable[int | dict], given: dict) -> list | Iterator:
         """The output for each of several requests, with the arguments that are the same for all."""

@@ -105,7 +105,7 @@ class _Stopped(Exception):  # noqa: N818
 
 def rows_as_drawn(model, **request) -> Iterator[tuple[slice, int, torch.Tensor]]:
     r"""
-    `generate` as an iterator over finished rows, which whoever reads them may stop at any row.
+    `generate` as an iterator over finished rows, whose reader may stop at any row.
 
     The images are drawn by a thread of its own, which does not wait for the reader and ends with the row in work when
     the iterator is closed (`close()`, or the end of its last reference).

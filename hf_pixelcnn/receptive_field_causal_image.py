@@ -69,7 +69,7 @@ def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.Ten
       increase in all of these where c, g > 0; attention that is the same for all pixels increases in their values. Sums
       of positive terms are positive, and weights are small enough that no tanh saturates.
 
-    What a distribution reads of its own pixel besides the network's outputs, as mixtures do, is in the field, too.
+    What a distribution reads of its own pixel besides the network's outputs, as mixtures do, is also in the field.
 
     Args:
         model: A `...ForCausalImageModeling` of any family. It is left as it is; its weights play no part.

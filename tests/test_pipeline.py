@@ -152,6 +152,9 @@ def test_several_requests_are_answered_in_order(pipe):
     assert len(next(lazy).images) == 1
     assert asked == [1]
     assert [len(answer.images) for answer in pipe(torch.utils.data.StackDataset(num_images=[1, 3]))] == [1, 3]
+    for neither in ("3", 2.0, np.int64(2), torch.tensor(2), {"num_images": 2}):
+        with pytest.raises(TypeError, match="`num_images` must be an int, got "):
+            pipe(neither)
 
 
 def test_a_seed_stands_for_a_generator_and_classes_are_drawn_in_turn(pipe):

@@ -188,7 +188,7 @@ def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str
 
 
 def check_names(names: list[str]):
-    """Raise unless these are bare file names on every system: whoever wrote the stream chose them."""
+    """Raise unless these are bare file names on every system: the writer of the stream chose them."""
     for name in names:
         is_bare = name and name[0] != "." and name.isprintable() and not set(name) & set("/\\:")
         if not is_bare or len(name.encode()) > MAX_NAME_BYTES:

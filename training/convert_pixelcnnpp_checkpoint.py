@@ -109,6 +109,15 @@ def head_rows(num_channels: int, num_components: int) -> torch.Tensor:
     return torch.cat([torch.arange(num_components) + kind * num_components for kind in kinds])
 
 
+def count_components(converted: dict[str, torch.Tensor], num_channels: int) -> int:
+    """Logistics of the mixture that the last layer gives."""
+    num_outputs = len(converted["head.layers.0.bias"])
+    num_components, rest = divmod(num_outputs, 10 if num_channels == 3 else 3)
+    if rest or not num_components or len(converted["head.layers.0.weight"]) != num_outputs:
+        raise InputError(f"the last layer has {num_outputs} outputs, which are not those of a mixture of logistics.")
+    return num_components
+
+
 def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, torch.Tensor]]:
     r"""
     Read the sizes off the tensors of the port, and give the tensors our names and layout.
@@ -138,10 +147,7 @@ def convert_state_dict(state: dict[str, torch.Tensor]) -> tuple[dict, dict[str, 
     num_channels = num_inputs - 1  # one more, which is 1 inside the image
     if num_channels not in (1, 3):
         raise InputError(f"the port knows images of 1 or 3 channels, the checkpoint has {num_channels}.")
-    num_outputs = len(converted["head.layers.0.bias"])
-    num_components, rest = divmod(num_outputs, 10 if num_channels == 3 else 3)
-    if rest or not num_components or len(converted["head.layers.0.weight"]) != num_outputs:
-        raise InputError(f"the last layer has {num_outputs} outputs, which are not those of a mixture of logistics.")
+    num_components = count_components(converted, num_channels)
     rows = head_rows(num_channels, num_components)
     for name in ("head.layers.0.weight", "head.layers.0.bias"):
         converted[name] = converted[name][rows]
