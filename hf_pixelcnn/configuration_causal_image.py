@@ -100,6 +100,9 @@ class CausalImageModelingConfig(PreTrainedConfig):
             symbols without an order such as VQ-VAE codes.
         format_version (`int`, defaults to 1):
             Version of the meaning of the fields and weights; a saved model of a newer one is refused.
+        class_dropout (`float`, *optional*):
+            Share of training images that were shown without their class, which guidance and class -1 need: 0 for a
+            model that has seen none, `None` where nobody knows. [`~hf_pixelcnn.training.PixelCNNTrainer`] writes it.
         class_prior (list of `float` or `"learned"`, *optional*):
             Read by `...ForImageClassification` alone, like the two fields below: probability of each class before its
             image is seen. Defaults to equal ones; `"learned"` makes it a parameter, which starts there.
@@ -127,6 +130,7 @@ class CausalImageModelingConfig(PreTrainedConfig):
     num_logistic_mix: int = 10
     input_encoding: str = "scaled"
     format_version: int = FORMAT_VERSION
+    class_dropout: float | int | None = None
     class_prior: list[float | int] | tuple[float | int, ...] | str | None = None
     class_temperature: float | int = 1.0
     generative_weight: float | int = 0.5
@@ -137,7 +141,15 @@ class CausalImageModelingConfig(PreTrainedConfig):
 
     # Fields of ours that say nothing about the distribution of an image whose size and class are given.
     fields_without_effect_on_likelihood = frozenset(
-        {"image_size", "dropout", "format_version", "class_prior", "class_temperature", "generative_weight"}
+        {
+            "image_size",
+            "dropout",
+            "format_version",
+            "class_dropout",
+            "class_prior",
+            "class_temperature",
+            "generative_weight",
+        }
     )
 
     def __post_init__(self, **kwargs):
@@ -284,6 +296,10 @@ class CausalImageModelingConfig(PreTrainedConfig):
         (name, count), *_ = Counter(self.id2label.values()).most_common(1) or [("", 0)]
         if self.num_classes > 0 and count > 1:
             raise ValueError(f"`id2label` must give each class a name of its own, but {count} are {name!r}.")
+
+    def validate_class_dropout(self):
+        if self.class_dropout is not None and not 0 <= self.class_dropout < 1:
+            raise ValueError(f"`class_dropout` must be in [0, 1), got {self.class_dropout}.")
 
     def validate_classification(self):
         prior = self.class_prior

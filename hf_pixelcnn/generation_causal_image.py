@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
@@ -25,6 +25,8 @@ from .configuration_causal_image import CausalImageModelingConfig, as_height_and
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, levels_from_noise
 from .sampling_causal_image import SAMPLERS, sampling_state
+
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 MEANT = {  # what other libraries call it
     "seed": "generator=torch.Generator().manual_seed(seed)",
@@ -400,6 +402,11 @@ class CausalImageGenerationMixin(torch.nn.Module):
             what = "an unconditional model" if class_ids is None else "images of class -1, which means no class"
             raise ValueError(
                 f"`guidance_scale={guidance_scale}` compares a class with no class, so it cannot go with {what}."
+            )
+        if self.config.class_dropout == 0 and class_ids is not None and (guidance_scale != 1 or class_ids.min() < 0):
+            logger.warning_once(
+                "This model was trained without class dropout (`config.class_dropout` is 0), so it knows no images "
+                "without a class, which guidance compares with: `--class_dropout 0.1` of training/train.py helps."
             )
         return class_ids
 

@@ -1,5 +1,6 @@
 """Command lines and recipes: what options there are, and that a mistake is told before torch is imported."""
 
+import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -19,6 +20,7 @@ import train_arguments
 from command_line import CommandLineError, CommandLineParser, options_of
 from conftest import ROOT
 from declared_fields import fields_of_configs, fields_of_training_arguments
+from places import check_places
 
 import hf_pixelcnn
 from hf_pixelcnn.training import InputError, PixelCNNTrainingArguments
@@ -57,7 +59,8 @@ def test_fields_read_from_source_are_those_of_the_classes():
 
 def test_every_field_of_every_config_is_an_option_with_its_type_and_values():
     options = {name: (kind, option) for name, kind, option in train_arguments.config_options(set())}
-    assert options.keys() <= train.ModelArguments.__dataclass_fields__.keys()
+    kinds = (train.ModelArguments, train.DataArguments)  # the last has `class_dropout`, which data sets need
+    assert options.keys() <= {name for kind in kinds for name in kind.__dataclass_fields__}
     for family in hf_pixelcnn.FAMILIES.values():
         names = {config_field.name for config_field in family.config_class.own_fields()} - {"format_version"}
         assert names <= options.keys()
@@ -120,12 +123,47 @@ def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
         ("train.py", "--sed", "1"): "error: unknown argument '--sed', the nearest is --seed; `--help_all` lists all.",
         ("score.py", "--modle", "x"): "error: unknown argument '--modle', the nearest is --model; `--help` lists all.",
         ("train.py", "--config", str(recipe)): "'num_levles' in {recipe}, the nearest is num_levels; keys are",
+        (
+            "compress.py",
+            "verify",
+            "--modle",
+            "x",
+        ): "error: unknown argument '--modle', the nearest is --model; `--help`",
+        ("publish.py", "--model", "model_cards/pixelcnn-mist"): "no folder model_cards/pixelcnn-mist, the nearest is",
+        ("demo.py", "--max_step", "3"): "error: unknown argument '--max_step', the nearest is --max_steps; `--help`",
+        ("score.py", "--dataset", "mnist", "--model", "./runs/x"): "error: `model`: there is no folder ./runs/x.",
     }.items():
         command = [sys.executable, "-c", code, str(ROOT / "training" / words[0]), *words[1:]]
         finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
         told, has_torch = finished.stdout.splitlines()
         assert message.format(recipe=recipe) in told
         assert has_torch == "False"
+
+
+def test_a_mistyped_folder_is_told_from_an_id_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "digits-gated" / "run").mkdir(parents=True)
+    (tmp_path / "runs" / "images.npy").touch()
+    for place in ("org/model", "runs/digits-gated", "./runs", str(tmp_path)):
+        check_places({"model": place, "models": [place, "pixelrnn"], "dataset": place})
+    check_places({"dataset": "mnist", "model": None, "seed": 3, "output": "no/such/file"})
+    near = "the nearest is runs/digits-gated"
+    for place, message in {
+        "runs/digits": f"no folder runs/digits, {near} (as there is a folder runs here",
+        "./runs/digits_gated": f"no folder ./runs/digits_gated, {near}.",
+        "./rusn/digit-gated/run": f"{near}/run.",
+        f"{tmp_path}/runs/digits": f"the nearest is {tmp_path}/runs/digits-gated.",
+        "digits": "there is no folder digits.",
+        "~/nowhere-at-all/x": "there is no folder ~/nowhere-at-all/x.",
+        "a/b/c": "there is no folder a/b/c.",
+        "runs/images.npy": "must be the folder of a model or its id on the Hub, got the file runs/images.npy. Save its",
+    }.items():
+        for name in ("model", "background", "model_name_or_path", "models"):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                check_places({name: [place] if name == "models" else place})
+        if place != "digits":
+            with pytest.raises(ValueError, match=re.escape(message.replace("of a model", "of a data set"))):
+                check_places({"complete": place})
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -198,10 +236,10 @@ def test_a_value_of_another_type_in_a_recipe_is_refused_by_the_name_of_its_key(t
 
 
 def test_a_recipe_gives_arguments_that_are_needed(tmp_path):
-    (tmp_path / "recipe.yaml").write_text("model: here\nsplit: train\n")
+    (tmp_path / "recipe.yaml").write_text("model: me/here\nsplit: train\n")
     words = ["--dataset", "digits", f"--config={tmp_path / 'recipe.yaml'}"]
     (args,) = CommandLineParser(score.EvaluationArguments).parse(words)
-    assert (args.model, args.dataset, args.split) == ("here", "digits", "train")
+    assert (args.model, args.dataset, args.split) == ("me/here", "digits", "train")
     with pytest.raises(CommandLineError, match="`--config` needs the path of a YAML file"):
         CommandLineParser(score.EvaluationArguments).parse(["--config", "--dataset", "digits"])
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import compress as script
 import numpy as np
 import pytest
+from compress_arguments import COMMANDS, MAX_DIMS
 from conftest import build_model
 from PIL import Image
 
 import hf_pixelcnn
-from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn import PixelCNNImageProcessor, compression
 from hf_pixelcnn.compressed_stream import read_stream
 from hf_pixelcnn.training import InputError
 
@@ -263,19 +264,19 @@ def test_names_that_this_file_system_takes_for_one_are_not_written_over_each_oth
 
 
 def test_each_command_has_help_of_its_own(capsys):
-    for command in [None, *script.COMMANDS]:
+    for command in [None, *COMMANDS]:
         with pytest.raises(SystemExit) as ended:
             run(*([command] if command else []), "--help")
         assert ended.value.code == 0
         text = capsys.readouterr().out
         if command is None:
-            assert all(name in text for name in script.COMMANDS)
+            assert all(name in text for name in COMMANDS)
             assert "--verify true" in text  # the documented command lines
             continue
-        arguments_type, _ = script.COMMANDS[command]
-        options = {f"--{field.name}" for field in fields(arguments_type)}
+        options = {f"--{field.name}" for field in fields(COMMANDS[command])}
         assert options <= set(re.findall(r"--\w+", text))
         assert ("--verify" in text) == (command == "compress")
+    assert compression.MAX_DIMS == MAX_DIMS  # written twice, as that module imports torch
 
 
 def test_bad_input_is_answered_in_one_line(saved, tmp_path):

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from conftest import SAMPLERS, build_model, classy_model, random_inputs, seeded
+from conftest import SAMPLERS, build_model, classy_model, random_inputs, seeded, small_config
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LogitsProcessor
 
+from hf_pixelcnn import generation_causal_image
 from hf_pixelcnn.likelihood_causal_image import GuidedConditional, OutputDistribution
 
 CONFIGS = {
@@ -102,6 +104,22 @@ def test_a_stronger_scale_makes_the_class_more_probable():
             with_class, without = model.log_prob(images.repeat(2, 1, 1, 1), class_ids=ids).sum((1, 2, 3)).chunk(2)
         ratios.append((with_class - without).mean().item())
     assert ratios[0] < ratios[1] < ratios[2]
+
+
+def test_a_model_that_has_never_seen_an_image_without_its_class_says_so_once(monkeypatch):
+    told = []
+    monkeypatch.setattr(generation_causal_image.logger, "warning_once", told.append)
+    for class_dropout in (0.1, None, 0.0):  # `None` where nobody knows
+        model = build_model("pixelcnn", num_classes=2, class_dropout=class_dropout)
+        model.generate(class_ids=1)
+        assert not told
+        for request in ({"class_ids": 1, "guidance_scale": 2.0}, {"class_ids": [1, -1]}):
+            told.clear()
+            model.generate(**request)
+            assert ["class_dropout` is 0" in text for text in told] == [True] * (class_dropout == 0.0)
+        told.clear()
+    with pytest.raises(StrictDataclassError, match=r"`class_dropout` must be in \[0, 1\), got 1"):
+        small_config("pixelcnn", class_dropout=1)
 
 
 def test_guidance_needs_a_class_and_a_usable_scale(family):

@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, shades):
         ("has no image processor", "codes"),
         ("are (1, 28, 28), of", "whole"),
         ("`batch_size` must be at least 1", "model", "--batch_size", 0),
-        ("cannot load a model", "model", "--background", tmp_path / "nothing"),
+        ("there is no folder", "model", "--background", tmp_path / "nothing"),
         ("cannot load split", "model", "--out_split", "night"),
     ):
         words = ["--in_dataset", DIGITS, "--out_dataset", shades, "--out_split", "train", *words]

@@ -95,6 +95,15 @@ def test_the_card_has_words_about_quality_and_a_curve_if_there_are_any(run, tmp_
     assert (tmp_path / "hub" / "loss_curve.png").read_bytes() == (run / "loss_curve.png").read_bytes()
 
 
+def test_a_config_that_does_not_know_the_class_dropout_of_its_run_learns_it(run, tmp_path, unchecked):
+    known = "class_dropout: 0.2"
+    for results, recipe, expected in (({"class_dropout": 0.1}, known, 0.1), ({}, known, 0.2), ({}, "seed: 0", 0.0)):
+        assert published_folder.class_dropout_of(results, recipe) == expected
+    assert published_folder.class_dropout_of({}, None) is None
+    publish.main(["--model", str(run), "--repo_id", "me/digits", "--dry_run", "true"])
+    assert json.loads((run / "hub" / "config.json").read_text())["class_dropout"] == 0.0
+
+
 def test_without_results_the_card_claims_nothing(run, tmp_path, unchecked):
     (run / "results.json").unlink()
     (run / "recipe.yaml").unlink()

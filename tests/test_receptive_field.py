@@ -1,17 +1,18 @@
 """`receptive_field` against its definition, against perturbation, and against what is known pixel by pixel."""
 
 import copy
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
+import receptive_field as script
 import torch
 from conftest import FAMILIES, WITH_KERNELS, build_model
 from test_causality import make_non_negative
 from test_causality import receptive_field as field_by_taps
 
 from hf_pixelcnn import receptive_field
+from hf_pixelcnn.receptive_field_causal_image import REGIONS, regions_of
+from hf_pixelcnn.training import draw_receptive_fields
+from hf_pixelcnn.training.receptive_fields import unclipped_field
 
 
 def fields_by_perturbation(model):
@@ -124,22 +125,20 @@ def test_a_dimension_that_does_not_exist_is_refused():
 
 
 def test_the_picture_shows_field_and_blind_spot(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location(
-        "receptive_field_script", Path(__file__).parent.parent / "training" / "receptive_field.py"
-    )
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script
-    spec.loader.exec_module(script)
     for name, depth in [("pixelcnn", 1), ("gated_pixelcnn", 3)]:
         build_model(name, first_kernel_size=3, num_hidden_layers=depth).config.save_pretrained(tmp_path / name)
-    config = script.AutoConfig.from_pretrained(tmp_path / "pixelcnn")
+    model = build_model("pixelcnn", first_kernel_size=3, num_hidden_layers=1)
     future, beyond, seen, blind, pixel = range(5)
-    assert script.regions_of(script.unclipped_field(config, 0), 3, 3).tolist() == [
+    assert regions_of(unclipped_field(copy.deepcopy(model.config), 0), 3, 3).tolist() == [
         [beyond] * 7,
         [beyond, seen, seen, seen, seen, seen, beyond],
         [beyond, seen, seen, seen, seen, blind, beyond],
         [beyond, seen, seen, pixel, future, future, future],
     ]
+    size = model.config.image_size
+    (counts,) = draw_receptive_fields(model, tmp_path / "one.png").values()
+    assert counts == dict(zip(REGIONS, (3, 12, 11, 1, 1), strict=True))
+    assert model.config.image_size == size
     build_model("pixelsnail").config.save_pretrained(tmp_path / "pixelsnail")
     words = ["--models", *(str(tmp_path / name) for name in ("pixelcnn", "gated_pixelcnn", "pixelsnail")), "--output"]
     script.main([*words, str(tmp_path / "field.png")])
@@ -147,6 +146,7 @@ def test_the_picture_shows_field_and_blind_spot(tmp_path, capsys):
     assert "gated_pixelcnn: 24 pixels in the receptive field, 0 in the blind spot" in printed
     all_of_the_past = 4 * 9 + 4  # four rows above, as many as the others need
     assert f"pixelsnail: {all_of_the_past} pixels in the receptive field, 0 in the blind spot" in printed
-    assert (tmp_path / "field.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match="cannot draw the receptive field of nowhere"):
+    for name in ("one", "field"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="`models`: there is no folder nowhere"):
         script.main(["--models", "nowhere", "--output", str(tmp_path / "field.png")])

@@ -22,6 +22,7 @@ from conftest import DIGITS, ROOT, one_line_error, strengthen_classes
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
+from transformers.integrations import integration_utils
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
 from hf_pixelcnn import (
@@ -283,6 +284,29 @@ def test_stochastic_binarisation_changes_with_the_epoch_and_follows_the_pixels(g
     assert (np.abs(np.mean(draws, axis=0) - pixels) <= 5 * spread).all()
 
 
+def test_tensorboard_gets_bits_per_dim_in_the_folder_of_the_run(tmp_path, monkeypatch):
+    class SummaryWriter:  # of a package that may be missing
+        def __init__(self, log_dir):
+            places.append(log_dir)
+
+        def add_scalar(self, name, value, step):
+            scalars[name] = value
+
+        add_text = flush = close = lambda *args: None
+
+    places, scalars = [], {}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    options = {"max_steps": 1, "report_to": "tensorboard", "eval_images": random_images(5)}
+    trainer = trainer_for(tmp_path / "run", gated_model(), random_images(8), **options)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert all(place.startswith(str(tmp_path / "run")) for place in places)
+    assert places
+    assert scalars["eval/bits_per_dim"] == metrics["eval_bits_per_dim"]
+    assert "train/loss" in scalars
+
+
 def test_class_dropout_hides_some_classes_anew_in_each_epoch(tmp_path):
     rows = training.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
     shown = lambda images: np.array([images[i]["class_ids"] for i in range(len(images))])  # noqa: E731
@@ -296,6 +320,12 @@ def test_class_dropout_hides_some_classes_anew_in_each_epoch(tmp_path):
         assert np.isin(epochs[-1][epochs[-1] != own], [-1]).all()
     assert abs((np.stack(epochs) == -1).mean() - 0.3) < 0.1
     assert len({tuple(epoch) for epoch in epochs}) > 1
+    model = gated_model(num_classes=10)
+    arguments = PixelCNNTrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True, eval_strategy="no")
+    for known, of_data, expected in [(None, 0.3, 0.3), (0.1, 0.3, 0.3), (0.1, 0.0, 0.1), (None, 0.0, 0.0)]:
+        model.config.class_dropout, images.class_dropout = known, of_data
+        PixelCNNTrainer(model, arguments, train_dataset=images)
+        assert model.config.class_dropout == expected  # which guidance asks
 
 
 def test_mutations_replace_some_levels_by_any_of_them_anew_in_each_epoch(tmp_path):

@@ -20,6 +20,7 @@ from typing import Union, get_args, get_origin, get_type_hints
 import yaml
 from declared_fields import as_options, fields_of_script
 from limits import check_numbers
+from places import check_places
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
@@ -110,6 +111,7 @@ class CommandLineParser(HfArgumentParser):
             )
             for part in parsed:
                 check_numbers(vars(part))
+                check_places(vars(part))
         except (ValueError, TypeError, ImportError, RuntimeError) as error:  # what the dataclasses themselves refuse
             raise CommandLineError(str(error)) from error
         if unknown:

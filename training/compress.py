@@ -22,21 +22,30 @@ import os
 import shutil
 import time
 import zlib
-from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+
+from command_line import one_line_errors
+from compress_arguments import (
+    CompressArguments,
+    DecompressArguments,
+    MeasureArguments,
+    VerifyArguments,
+    read_arguments,
+)
+
+if __name__ == "__main__":
+    one_line_errors(read_arguments)(__doc__)  # before the imports that take seconds: a typo is answered at once
 
 import numpy as np
 import torch
-from command_line import CommandLineParser, one_line_errors
 from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
 from hf_pixelcnn.compressed_stream import read_stream
-from hf_pixelcnn.compression import MAX_DIMS, batches
+from hf_pixelcnn.compression import batches
 from hf_pixelcnn.image_processing_causal_image import upright
 from hf_pixelcnn.training import (
     InputError,
@@ -54,50 +63,6 @@ from hf_pixelcnn.training import (
 )
 
 MAX_NAME_BYTES = 250  # file systems allow 255, with the new suffix
-
-
-@dataclass
-class CompressArguments:
-    model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
-    input: str = field(metadata={"help": "Image file, or folder of images of one size."})
-    output: str = field(metadata={"help": "File to write, as in digits.pxc."})
-    class_ids: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "For a conditional model, classes by name or number: one of all images, or one of each, in the "
-            "order of their files; by default none (-1)."
-        },
-    )
-    verify: bool = field(default=False, metadata={"help": "Decompress and compare before writing."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
-
-
-@dataclass
-class DecompressArguments:
-    model: str = field(metadata={"help": "The model that compressed the images."})
-    input: str = field(metadata={"help": "File that `compress` wrote."})
-    output: str = field(metadata={"help": "PNG file for one image, or folder to make for all."})
-    max_dims: int = field(default=MAX_DIMS, metadata={"help": "Most dimensions, of all images, that a file may have."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
-
-
-@dataclass
-class VerifyArguments:
-    model: str = field(metadata={"help": "The model that compressed the images."})
-    input: str = field(metadata={"help": "File that `compress` wrote."})
-    max_dims: int = field(default=MAX_DIMS, metadata={"help": "Most dimensions, of all images, that a file may have."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
-
-
-@dataclass
-class MeasureArguments:
-    model: str = field(metadata={"help": "Folder or Hub id of a model with its image processor."})
-    dataset: str = field(metadata={"help": "Data set: an id on the Hub or a local folder."})
-    split: str = field(default="test", metadata={"help": "Split or expression, e.g. test[:1000]."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where data sets are cached."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
 
 
 def load_with_processor(args) -> tuple:
@@ -451,25 +416,18 @@ def measure(args: MeasureArguments):
         write_json({**question, **results, **run_facts(model.device)}, args.output)
 
 
-COMMANDS = {
-    "compress": (CompressArguments, compress_files),
-    "decompress": (DecompressArguments, decompress_file),
-    "verify": (VerifyArguments, verify_file),
-    "measure": (MeasureArguments, measure),
+RUN = {
+    CompressArguments: compress_files,
+    DecompressArguments: decompress_file,
+    VerifyArguments: verify_file,
+    MeasureArguments: measure,
 }
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None):
-    parser = CommandLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    for name, (arguments_type, run) in COMMANDS.items():
-        command = commands.add_parser(name, dataclass_types=arguments_type, help=run.__doc__, description=run.__doc__)
-        command.set_defaults(command=name)
-    (chosen,) = parser.parse(arguments)
-    values = vars(chosen)
-    arguments_type, run = COMMANDS[values.pop("command")]
-    run(arguments_type(**values))
+    args = read_arguments(__doc__, arguments)
+    RUN[type(args)](args)
 
 
 if __name__ == "__main__":

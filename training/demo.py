@@ -15,11 +15,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from command_line import CommandLineParser, check_first, one_line_errors
+
 if __name__ == "__main__":
+    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
     print("Loading torch and transformers ...", flush=True)
 
 import torch
-from command_line import CommandLineParser, one_line_errors
 from transformers import AutoModel, PrinterCallback, TrainerCallback, set_seed
 
 from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNImageProcessor, image_grid

@@ -20,15 +20,17 @@ writes, checks and pushes the folder of a Space instead: the page of `make app`,
 
 import contextlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from command_line import CommandLineParser, one_line_errors, what_to_do
+from command_line import one_line_errors, what_to_do
+from publish_arguments import PublishArguments, read_arguments
+
+if __name__ == "__main__":
+    one_line_errors(read_arguments)()  # before the imports that take seconds: a typo is answered at once
+
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from published_folder import (
-    FolderArguments,
     check_folder,
     check_may_be_replaced,
     files_in,
@@ -41,24 +43,6 @@ from published_folder import (
 from space_folder import check_space, foreign_in_space, not_of_a_space, write_space
 
 from hf_pixelcnn.training import InputError, held
-
-
-@dataclass
-class PublishArguments(FolderArguments):
-    space: bool = field(default=False, metadata={"help": "Publish the page on the models in model_cards as a Space."})
-    repo_id: str | None = field(default=None, metadata={"help": "Where to push: USER/NAME or ORGANISATION/NAME."})
-    dry_run: bool = field(default=False, metadata={"help": "Write and check the folder, and push nothing."})
-    private: bool = field(default=False, metadata={"help": "Make the repository a private one."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to push to; made if it does not exist."})
-    commit_message: str | None = field(default=None, metadata={"help": "Title of the commit."})
-
-    @property
-    def is_pushed(self) -> bool:
-        return self.repo_id is not None and not self.dry_run
-
-    @property
-    def repo_type(self) -> str:
-        return "space" if self.space else "model"
 
 
 @contextlib.contextmanager
@@ -157,16 +141,7 @@ def publish_model(target: Path, args: PublishArguments):
 
 @one_line_errors
 def main(arguments: list[str] | None = None):
-    (args,) = CommandLineParser(PublishArguments).parse(arguments)
-    if (args.model is None) != args.space:
-        raise InputError("give the folder of a model with --model, or --space true.")
-    if args.repo_id is not None:
-        try:
-            validate_repo_id(args.repo_id)
-        except HFValidationError as error:
-            raise InputError(f"--repo_id: {error}") from error
-        if "/" not in args.repo_id:
-            raise InputError(f"--repo_id must be USER/{args.repo_id} or ORGANISATION/{args.repo_id}.")
+    args = read_arguments(arguments)
     if args.is_pushed:
         with hub_errors(args.repo_id):  # before any work
             HfApi().whoami()

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
 from PIL import Image
+from places import beside
+from publish_arguments import FolderArguments
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -34,27 +35,6 @@ PRIVATE = re.compile(  # absolute paths, home and parent folders; tokens; creden
 WRITTEN = ("README.md", "*.json", "model*.safetensors", "samples.png", "loss_curve.png", "recipe.yaml")
 MARK = "With the `hf_pixelcnn` package installed"  # which every card says
 MODULES = {path.name for path in Path(hf_pixelcnn.__file__).parent.glob("*.py")}
-
-
-@dataclass
-class FolderArguments:
-    model: str | None = field(
-        default=None, metadata={"help": "Folder of a trained model, as training/train.py leaves it."}
-    )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder to write, or to write anew; by default `hub` in the model's folder."}
-    )
-    dataset: str | None = field(
-        default=None, metadata={"help": "Id on the Hub, or name, of the data set, if the run read a local copy of it."}
-    )
-    recipe: str | None = field(
-        default=None, metadata={"help": "YAML recipe of the run; by default the model folder's recipe.yaml."}
-    )
-    quality: str | None = field(
-        default=None, metadata={"help": "What the samples look like and where they fail, in words, for the card."}
-    )
-    license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights, as the Hub spells it."})
-    max_shard_size: str = field(default="5GB", metadata={"help": "Weights above this size are split into files."})
 
 
 def read_results(folder: Path, dataset: str | None) -> dict:
@@ -127,6 +107,13 @@ def read_recipe(folder: Path, given: str | None) -> str | None:
     return text
 
 
+def class_dropout_of(results: dict, recipe: str | None) -> float | None:
+    """What a run says of its class dropout, for a model whose config does not; `None` if it says nothing."""
+    if recipe is None:
+        return results.get("class_dropout")
+    return results.get("class_dropout", yaml.safe_load(recipe).get("class_dropout", 0.0))
+
+
 def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArguments) -> PreTrainedModel:
     r"""
     Write everything that goes to the Hub.
@@ -149,6 +136,8 @@ def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArgument
     if model.config.model_type not in FAMILIES:
         raise InputError(f"{args.model} is a {model.config.model_type}, not one of {', '.join(FAMILIES)}.")
     check_finite(model)
+    if model.config.num_classes and model.config.class_dropout is None:
+        model.config.class_dropout = class_dropout_of(results, recipe)
     if processor is None:
         model.save_pretrained(folder, max_shard_size=args.max_shard_size)
     else:  # also writes what `pipeline(model=..., trust_remote_code=True)` needs
@@ -251,11 +240,6 @@ def check_may_be_replaced(folder: Path, foreign_in: Callable[[Path], list[str]])
 def files_in(folder: Path) -> dict[str, Path]:
     """The files in a folder and those below it, by their paths inside it."""
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-
-
-def beside(folder: Path, what: str) -> Path:
-    """The hidden folder next to `folder` that holds its `new` content before it takes its place, or the `old` after."""
-    return folder.absolute().with_name(f".{folder.absolute().name}-{what}")
 
 
 def recover(folder: Path):

@@ -153,7 +153,7 @@ def config_options(known: set[str]) -> list[tuple]:
 
 ModelArguments = make_dataclass(
     "ModelArguments",
-    config_options({option.name for option in fields(ChosenArguments)}),
+    config_options({option.name for kind in (DataArguments, ChosenArguments) for option in fields(kind)}),
     bases=(ChosenArguments,),
 )
 TrainingOptions = make_dataclass(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
@@ -41,7 +40,7 @@ class ShownModel:
         name (`str`): Of its folder.
         model, processor: A `...ForCausalImageModeling` in evaluation mode, and its image processor.
         classifier: The same weights as a `...ForImageClassification`; `None` of a model without classes.
-        is_guided (`bool`): Whether it was trained with and without classes, which guidance needs.
+        is_guided (`bool`): Whether it was trained with class dropout, which guidance needs.
         results (`dict`): Its score, and on what, as `training/train.py` wrote them; maybe nothing.
     """
 
@@ -85,15 +84,14 @@ def load_shown_model(folder: Path) -> ShownModel:
     """A model from a folder that `training/publish.py` wrote."""
     model = AutoModel.from_pretrained(folder).eval()
     classifier = AutoModelForImageClassification.from_pretrained(folder).eval() if model.config.num_classes else None
-    recipe, scores = folder / "recipe.yaml", folder / "results.json"
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
+    scores = folder / "results.json"
     results = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else {}
     return ShownModel(
         folder.name,
         model,
         AutoImageProcessor.from_pretrained(folder),
         classifier,
-        is_guided=classifier is not None and settings.get("class_dropout", 0) > 0,
+        is_guided=classifier is not None and (model.config.class_dropout or 0) > 0,
         results=results,
     )
 

@@ -39,13 +39,13 @@ from .pictures import (
     completion_grid,
     draw_heat_maps,
     draw_loss_curve,
-    draw_regions,
     draw_samples,
     mixed_choice,
     readable_picture,
     save_picture,
 )
 from .progress import EpochLines, say_epochs
+from .receptive_fields import draw_receptive_fields
 from .records import has_fast_bfloat16, keep_freed_memory, run_facts
 from .saved_models import check_finite, choose_device, load_classifier, load_model, load_processor
 from .scoring import (
@@ -86,7 +86,7 @@ __all__ = [
     "damage_in",
     "draw_heat_maps",
     "draw_loss_curve",
-    "draw_regions",
+    "draw_receptive_fields",
     "draw_samples",
     "find_class_column",
     "find_image_column",

@@ -206,6 +206,7 @@ class PixelCNNTrainer(Trainer):
       in float64: `eval_loss` (nats per dimension), `eval_bits_per_dim`, `eval_nats_per_image`. No logits are kept.
     - With `ema_decay`, `evaluate` and `save_model` use the averaged weights. A `checkpoint-N` holds the raw weights,
       from which training resumes exactly, and the average in `ema.safetensors`.
+    - The config of a class-conditional model gets the `class_dropout` of the data set.
 
     Args:
         model: A model with `log_prob`.
@@ -222,6 +223,9 @@ class PixelCNNTrainer(Trainer):
         if args.channels_last:
             model = model.to(memory_format=torch.channels_last)
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        class_dropout = getattr(self.train_dataset, "class_dropout", None)
+        if self.model.config.num_classes and (class_dropout or self.model.config.class_dropout is None):
+            self.model.config.class_dropout = class_dropout  # without any, fine-tuning leaves what there was
         self.ema = None
         self.spent_before, self.started = time_spent([]), None
         self.nats_function = nats_per_image
