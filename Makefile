@@ -14,7 +14,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make test-quick run those that neither train, compile nor start processes"
 	@echo "make test-oldest  run those that depend on versions, with the oldest dependencies that are supported"
-	@echo "make test-app   run those of the page, in a headless Chromium if there is one"
+	@echo "make test-app   run those of the page, in a headless Chromium if there is one; with the times that people wait"
 	@echo "make attack     ten minutes of hostile input: damaged streams, data, models, arguments; random settings"
 	@echo "make cards      bring cards and configurations in model_cards/ up to date with the code"
 	@echo "make golden     write the numbers anew that likelihoods and samples are held to"

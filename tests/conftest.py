@@ -41,6 +41,19 @@ def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="every fault, and attacks for ten minutes")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What tests have measured and recorded as properties."""
+    measured = [pair for report in terminalreporter.stats.get("passed", []) for pair in report.user_properties]
+    if measured:
+        terminalreporter.section("measured")
+        for name, value in measured:
+            terminalreporter.write_line(f"{name}: {value}")
+        load, cores = os.getloadavg()[0], os.cpu_count()
+        terminalreporter.write_line(
+            f"load of the machine in the last minute, this run included: {load:.1f}, {cores} cores"
+        )
+
+
 def small_config(family, **config):
     """Sizes for tests; those of kernels that a family lacks are left out."""
     defaults = {

@@ -149,6 +149,14 @@ def look(shown: ShownModel, picture: Image.Image, found: Look, row: int, column:
 
 STYLE = """
 .gradio-container { width: 100%; max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0; }
+/* What went wrong is said once, in words, and not over what is there. */
+.gradio-container [data-testid="status-tracker"]:has(> .error) { display: none; }
+/* As long as pictures are drawn, a click on the button that starts it does nothing. */
+.gradio-container:has(#pictures-draw > [data-testid="status-tracker"]:not(.hide, :has(> .error))) #start-draw,
+.gradio-container:has(#pictures-complete > [data-testid="status-tracker"]:not(.hide, :has(> .error))) #start-complete {
+  opacity: 0.5; pointer-events: none; }
+footer > .divider { display: none; }
 @media (max-width: 640px) {
   .gradio-container .main { padding: 12px !important; }
   .tab-container button { padding: 0 8px !important; }

@@ -27,7 +27,7 @@ def plain_errors(handler: Callable) -> Callable:
     """Let the page show what was wrong with a request as one sentence."""
 
     def shown(error: Exception) -> gr.Error:
-        return gr.Error(str(error), title="This did not work", print_exception=False)
+        return gr.Error(str(error), print_exception=False)
 
     @functools.wraps(handler)
     def answer(*args):
@@ -87,9 +87,13 @@ class Handlers:
     def fitted(self, shown: ShownModel, picture: Image.Image) -> tuple[CanvasValue, list[str]]:
         """Any picture as the model sees it, and what was done to it."""
         height, width = shown.config.image_size
+        is_of_its_size = picture.size == (width, height)
         picture, done = uploads.fit(picture, height, width, shown.config.num_channels)
         if shown.config.num_levels == 2:
-            threshold = shown.processor.threshold if shown.processor.binarization == "threshold" else 127
+            # A picture of the model's size is likely one of its data set, which it was trained to see its own way.
+            is_one_of_its = is_of_its_size and shown.processor.binarization == "threshold"
+            threshold = shown.processor.threshold if is_one_of_its else 127
+            picture = picture.point([255 * (pixel > threshold) for pixel in range(256)])
             done.append(f"pixels above {threshold} of 255 became light, the others dark")
         return CanvasValue.of(shown.picture_of(shown.levels_of(picture))), done
 
@@ -211,7 +215,8 @@ def picture_panel(mode: str, value: CanvasValue) -> tuple[gr.HTML, gr.UploadButt
 
 
 def seed_field(name: str) -> gr.Number:
-    return gr.Number(0, label="Seed", info="The same seed gives the same picture.", precision=0, elem_id=f"seed-{name}")
+    info = "The same seed gives the same picture."
+    return gr.Number(0, label="Seed", info=info, precision=0, min_width=200, elem_id=f"seed-{name}")
 
 
 def start_and_stop(label: str, name: str) -> tuple[gr.Button, gr.Button]:
@@ -255,14 +260,15 @@ def complete_tab(handlers: Handlers, model: gr.Dropdown, class_name: gr.Dropdown
     with gr.Row():
         with gr.Column(min_width=280):
             panel = picture_panel("complete", value)
-            seed = seed_field("complete")
-            count = gr.Slider(1, 8, 4, step=1, label="Completions", elem_id="count-complete")
+        with gr.Column(min_width=280):
+            with gr.Row():
+                seed = seed_field("complete")
+                count = gr.Slider(1, 8, 4, step=1, label="Completions", min_width=200, elem_id="count-complete")
             candidates = gr.Radio(
                 [1, 4, 16], value=1, label="Candidates for each", elem_id="candidates",
                 info="Of several, one is chosen by how likely it makes what is kept to the right and below.",
             )  # fmt: skip
             buttons = start_and_stop("Complete", "complete")
-        with gr.Column(min_width=280):
             pictures = gr.HTML(elem_id="pictures-complete")
             status = gr.HTML(elem_id="status-complete")
     inputs = [model, class_name, panel[0], count, candidates, seed]
@@ -275,8 +281,8 @@ def score_tab(handlers: Handlers, model: gr.Dropdown, class_name: gr.Dropdown, v
     with gr.Row():
         with gr.Column(min_width=280):
             panel = picture_panel("score", value)
-            start = gr.Button("Score", variant="primary", elem_id="start-score")
         with gr.Column(min_width=280):
+            start = gr.Button("Score", variant="primary", elem_id="start-score")
             result = gr.HTML(elem_id="result-score")
     start.click(plain_errors(handlers.score), [model, class_name, panel[0]], result, **ONE_AT_A_TIME)
     return panel
@@ -289,8 +295,8 @@ def look_tab(
     with gr.Row():
         with gr.Column(min_width=280):
             panel = picture_panel("look", value)
-            channel = gr.Radio(CHANNELS, value=CHANNELS[0], label="Colour channel", visible=False)
         with gr.Column(min_width=280):
+            channel = gr.Radio(CHANNELS, value=CHANNELS[0], label="Colour channel", visible=False)
             result = gr.HTML(html.message("Click a pixel of the picture."), elem_id="result-look")
     inputs = [model, class_name, panel[0], channel]
     for listen in (panel[0].input, channel.input, tab.select):
@@ -324,7 +330,7 @@ def build_page(folders: Iterable[Path]) -> gr.Blocks:
         raise ValueError("There is no model to show.")
     handlers, first = Handlers(models), next(iter(models))
     value, _ = handlers.fitted(models[first], digit(3))
-    with gr.Blocks(title="hf_pixelcnn", analytics_enabled=False, delete_cache=(600, 600)) as page:
+    with gr.Blocks(title="hf_pixelcnn", analytics_enabled=False, delete_cache=(600, 600), fill_width=True) as page:
         gr.Markdown(INTRO)
         with gr.Row():
             model = gr.Dropdown(list(models), value=first, label="Model", min_width=280, elem_id="model")

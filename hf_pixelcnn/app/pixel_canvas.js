@@ -9,7 +9,7 @@ const isPicker = canvas.dataset.mode === "look";
 const CELL = 12; // canvas pixels to a side of an image pixel
 let picture = null;
 let last = null; // where the pointer was, while it is down
-let timer = null;
+let timer = null; // of a change by keys that is not written yet
 
 const decode = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const encode = (bytes) => btoa(String.fromCharCode(...bytes));
@@ -124,10 +124,20 @@ canvas.addEventListener("keydown", (event) => {
   else moveTo(picture.row + moves[event.key][0], picture.column + moves[event.key][1]);
   show();
   clearTimeout(timer); // a key that is held down is one change
-  timer = setTimeout(() => write("input"), 200);
+  timer = setTimeout(writeKeys, 200);
 });
 canvas.addEventListener("focus", () => picture && show());
-canvas.addEventListener("blur", () => picture && show());
+canvas.addEventListener("blur", () => {
+  if (timer) writeKeys(); // before the button that takes the focus is clicked
+  else if (picture) show();
+});
+
+function writeKeys() {
+  clearTimeout(timer);
+  timer = null;
+  show();
+  write("input");
+}
 
 const parts = {
   none: () => false,

@@ -133,6 +133,7 @@ STYLE = """
 .row button { padding: 4px 8px; border: 1px solid var(--border-color-primary); border-radius: 6px;
   background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); cursor: pointer; }
 .row button:hover { background: var(--button-secondary-background-fill-hover); }
+.digits { gap: 6px; }
 .digits button { padding: 1px; line-height: 0; }
 .digits button[data-clear] { padding: 4px 8px; line-height: inherit; }
 .digits img { width: 28px; height: 28px; margin: 0; image-rendering: pixelated; }

@@ -21,8 +21,11 @@ def main():
         os.environ.setdefault("MPLCONFIGDIR", scratch)  # where Gradio finds Matplotlib, that writes a list of fonts
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from transformers.utils import logging
+
         from hf_pixelcnn.app.page import build_page, launch_page
 
+        logging.disable_progress_bar()
         models = HERE / "models" if (HERE / "models").is_dir() else HERE.parent
         page = build_page(sorted(config.parent for config in models.glob("*/config.json")))
         launch_page(page, inbrowser="--open" in sys.argv[1:])
