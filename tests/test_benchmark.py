@@ -41,14 +41,16 @@ def test_what_compiling_takes_is_not_the_time_of_a_forward(monkeypatch):
 
 def test_training_rates_count_images_and_products(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)  # takes half a minute
-    rates = benchmark.training_rates(small_config("pixelcnn"), 4, torch.device("cpu"))
+    rates = benchmark.training_rates(small_config("pixelcnn_pp", num_classes=3), 4, torch.device("cpu"))
     assert list(rates) == ["eager", "fast"]
     for rate in rates.values():
         assert rate["images_per_second"] > 0
+        assert rate["images_per_cpu_second"] > 0
         assert 0 < rate["share_of_matrix_rate"] < 1
         assert 0 < rate["product_share"] < 1
 
 
 def test_the_benchmark_names_its_cases():
     assert "unknown case 'huge'; known are gated-pixelcnn" in one_line_error(benchmark.main, ["--cases", "huge"])
+    assert "known are grey, " in one_line_error(benchmark.main, ["--train_cases", "pixelcnn-mnist-binary"])
     assert "--dtype must be float32" in one_line_error(benchmark.main, ["--dtype", "int8"])

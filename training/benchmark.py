@@ -3,6 +3,7 @@ The cost of sampling and training, as one table.
 
     python training/benchmark.py                        # everything that fits into about 10 minutes on 2 cores
     python training/benchmark.py --cases grey --batch_sizes 1 16 64
+    python training/benchmark.py --cases plain --batch_sizes 1 --train_cases plusplus_grey   # mainly training
 
 Cases are the published models, by their folder in `model_cards`, and networks with random weights. Those cost the same
 pixel by pixel, but how many passes or iterations an image takes depends on what a model has learnt.
@@ -21,7 +22,9 @@ both are measured in part and scaled. `fixed_point` gives its number of iteratio
 
 The last lines give the training rate, the share of the measured matrix-product rate that it reaches, and the part of
 the time spent in convolutions: for `eager`, in float32, and for `fast`, compiled, in channels_last, with the fused
-optimizer, and in bfloat16 where the processor supports it.
+optimizer, and in bfloat16 where the processor supports it. On a CPU there is also the rate per second of processor
+time, of all threads together, which other work on the machine changes less. `plusplus_grey` is the network of
+`configs/mnist_pixelcnn_pp.yaml`.
 """
 
 import contextlib
@@ -50,7 +53,7 @@ from transformers import AutoModel
 
 from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig, PixelRNNConfig, PixelSNAILConfig
 from hf_pixelcnn.canvas_causal_image import draw_noise
-from hf_pixelcnn.training import InputError, has_fast_bfloat16, run_facts, write_json
+from hf_pixelcnn.training import InputError, has_fast_bfloat16, keep_freed_memory, run_facts, write_json
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 PUBLISHED = {path.parent.name: path.parent for path in sorted(CARDS.glob("*/config.json"))}
@@ -65,6 +68,9 @@ CASES = PUBLISHED | {
     "colour": GatedPixelCNNConfig(image_size=32, **COLOUR),
     "colour_64": GatedPixelCNNConfig(image_size=64, **COLOUR),
     "plusplus": PixelCNNPPConfig(hidden_size=40, num_hidden_layers=2),
+    "plusplus_grey": PixelCNNPPConfig(
+        image_size=28, num_channels=1, hidden_size=32, num_hidden_layers=1, input_encoding="embedding", num_classes=10
+    ),
     "snail": PixelSNAILConfig(hidden_size=32, num_hidden_layers=3, num_blocks=2, value_size=32, **GREY),
     "diagonal": PixelRNNConfig(),
     "row": PixelRNNConfig(recurrence="row_lstm"),
@@ -85,6 +91,7 @@ class BenchmarkArguments:
     device: str = field(default="cpu", metadata={"help": "Device."})
     compiled: bool = field(default=True, metadata={"help": "Also time the compiled forward (compiling takes a while)."})
     train: bool = field(default=True, metadata={"help": "Measure the training rate."})
+    train_cases: list[str] = field(default_factory=lambda: ["plain", "grey"], metadata={"help": "Of which networks."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write."})
 
 
@@ -92,15 +99,17 @@ class EnoughError(Exception):
     """Raised by a processor to stop the naive sampler."""
 
 
-def median_seconds(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """Median wall-clock seconds of `call`, after one call that does not count; of a single call if that is slow."""
+def median_seconds(
+    call: Callable[[], object], device: torch.device, repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Median seconds of `call` by a clock, after one call that does not count; of a single call if that is slow."""
     seconds = []
     while len(seconds) <= repeats:
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         call()
         synchronize(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
         if seconds[0] > 5 * SLOW_FORWARD:  # its first operations are warm-up enough
             return seconds[0]
         if len(seconds) == 2 and seconds[1] > SLOW_FORWARD:
@@ -346,13 +355,14 @@ def training_rates(config, batch: int, device: torch.device) -> dict[str, dict]:
         torch.manual_seed(0)
         model = AutoModel.from_config(config).to(device, memory_format=memory_format).train()
         optimizer = torch.optim.AdamW(model.parameters(), fused=kind == "fast")
+        class_ids = {key: ids.to(device) for key, ids in conditions(model, batch).items()}
         with FlopCounterMode(display=False) as counter:
-            model(pixel_values, labels=pixel_values).loss.backward()
+            model(pixel_values, labels=pixel_values, **class_ids).loss.backward()
         network = torch.compile(model, dynamic=False) if kind == "fast" else model
 
-        def step(network=network, optimizer=optimizer, dtype=dtype):
+        def step(network=network, optimizer=optimizer, dtype=dtype, class_ids=class_ids):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = network(pixel_values, labels=pixel_values).loss
+                loss = network(pixel_values, labels=pixel_values, **class_ids).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -365,15 +375,19 @@ def training_rates(config, batch: int, device: torch.device) -> dict[str, dict]:
             "share_of_matrix_rate": counter.get_total_flops() / seconds / product_rates[dtype],
             "product_share": product_share(step, device),
         }
+        if device.type == "cpu":
+            processor_seconds = median_seconds(step, device, repeats=7, clock=time.process_time)
+            rates[kind]["images_per_cpu_second"] = batch / processor_seconds
     return rates
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser([BenchmarkArguments]).parse(arguments)
-    unknown = sorted(set(args.cases) - set(CASES))
-    if unknown:
-        raise InputError(f"unknown case {unknown[0]!r}; known are {', '.join(CASES)}.")
+    for cases, known in ((args.cases, set(CASES)), (args.train_cases, CASES.keys() - PUBLISHED)):
+        if unknown := sorted(set(cases) - known):
+            names = ", ".join(name for name in CASES if name in known)
+            raise InputError(f"unknown case {unknown[0]!r}; known are {names}.")
     if args.dtype not in ("float32", "bfloat16", "float64"):
         raise InputError(f"--dtype must be float32, bfloat16 or float64, got {args.dtype!r}.")
     torch.backends.cudnn.allow_tf32 = False  # a forward in float32 is held against samplers that multiply in float32
@@ -398,11 +412,14 @@ def main(arguments: list[str] | None = None):
     results = {"rows": rows, **run_facts(args.device)}
     if args.train:
         results["training"] = {}
-        for name in ("plain", "grey"):
+        keep_freed_memory()  # as train.py does
+        for name in args.train_cases:
             results["training"][name] = training_rates(CASES[name], 32, torch.device(args.device))
             for kind, rate in results["training"][name].items():
+                per_cpu = rate.get("images_per_cpu_second")
                 print(
                     f"training {name}, {kind}: {rate['images_per_second']:.0f} images/s, "
+                    f"{f'{per_cpu:.0f} per second of CPU time, ' if per_cpu else ''}"
                     f"{rate['share_of_matrix_rate']:.0%} of the rate of {rate['dtype']} matrix products "
                     f"({rate['product_share']:.0%} of the time in convolutions)",
                     flush=True,
