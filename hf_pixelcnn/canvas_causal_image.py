@@ -105,7 +105,7 @@ class Canvas:
         if self.levels.min() < 0:
             raise ValueError(
                 "No level has a non-zero probability at some dimension: the model's weights are not finite, or a "
-                "logits processor forbids all levels, or the temperature is too close to 0."
+                "logits processor forbids all levels, the temperature is too low or the guidance scale too high."
             )
         return from_raster(self.levels, self.shape)
 

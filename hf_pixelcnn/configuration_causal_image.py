@@ -184,9 +184,12 @@ class CausalImageModelingConfig(PreTrainedConfig):
             ValueError: If `config_dict` was written by a newer version of this code, or the keywords contradict each
                 other.
         """
-        if config_dict.get("format_version", 1) > FORMAT_VERSION:
+        version = config_dict.get("format_version", FORMAT_VERSION)
+        if not is_int(version):
+            raise ValueError(f"`format_version` of a saved config must be an int, got {version!r}.")
+        if version > FORMAT_VERSION:
             raise ValueError(
-                f"The saved config has `format_version` {config_dict['format_version']}; this version of hf_pixelcnn "
+                f"The saved config has `format_version` {version}; this version of hf_pixelcnn "
                 f"reads up to {FORMAT_VERSION}. Update the package."
             )
         overrides = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
@@ -292,6 +295,10 @@ class CausalImageModelingConfig(PreTrainedConfig):
             raise ValueError(
                 f"`id2label` must name each of the {self.num_classes} classes (`num_classes`), "
                 f"got {len(self.id2label)} names."
+            )
+        if self.num_classes > 0 and set(self.id2label) != set(range(self.num_classes)):
+            raise ValueError(
+                f"`id2label` must number the classes 0 ... {self.num_classes - 1}, got {sorted(self.id2label)}."
             )
         (name, count), *_ = Counter(self.id2label.values()).most_common(1) or [("", 0)]
         if self.num_classes > 0 and count > 1:

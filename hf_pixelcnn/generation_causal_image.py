@@ -184,6 +184,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
         sampler = self._sampler(sampler, settings, logits_processor)
         if max_batch_size is not None:
             check_count("max_batch_size", max_batch_size)
+        if not (streamer is None or callable(streamer)):
+            raise TypeError(f"`streamer` must be callable, got {type(streamer).__name__}.")
         shape = self._request_shape(pixel_values, class_ids, num_images, image_size, generator)
         given = self._request_given(pixel_values, known_mask, shape)
         if settings.num_resamples > 1:

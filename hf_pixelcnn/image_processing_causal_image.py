@@ -18,6 +18,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils.generic import TensorType
 
+from .checks_causal_image import check_memory
 from .configuration_causal_image import is_int
 from .pictures_causal_image import Pictures
 
@@ -688,6 +689,7 @@ class PixelCNNImageProcessor(PilBackend):
         height, width = _resized_size(image.shape[1], image.shape[2], size)
         if (height, width) == image.shape[1:]:
             return image
+        check_memory(f"an image of {len(image)}×{height}×{width}", len(image) * height * width, torch.device("cpu"))
         pixels = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
         pixels = np.asarray(pixels.resize((width, height), self.resample if resample is None else resample))
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

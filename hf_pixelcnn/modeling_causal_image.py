@@ -344,10 +344,13 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         r"""
         As in transformers, but only an explicit `use_safetensors=False` reads a `.bin` file, and pickled code in it is
         never run. A tensor that the file lacks starts anew, and transformers says so, only where that is meant: with
-        `ignore_mismatched_sizes=True`, a learned prior of classes, or the head on top of a saved `...Model`.
+        `ignore_mismatched_sizes=True`, a learned prior of classes, or the head on top of a saved `...Model`. A tensor
+        that the model lacks is left out, likewise, only with `ignore_mismatched_sizes=True`, or as the head by a
+        `...Model`.
 
         Raises:
-            OSError: If there is no such model, or its weights are damaged, incomplete, or not there as safetensors.
+            OSError: If there is no such model, or its weights are damaged, incomplete, more than the config says, or
+                not there as safetensors.
             ValueError: If the weights have other shapes than the config says, without `ignore_mismatched_sizes=True`.
         """
         name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
@@ -385,7 +388,7 @@ class CausalImagePreTrainedModel(PreTrainedModel):
             raise
 
     def _check_loaded(self, name: str, report: dict):
-        """Raise if tensors of a model just loaded are not those of its file, except where its class adds them."""
+        """Raise if a model just loaded and its file have other tensors, except where its class adds or drops some."""
         remedy = "Where they are meant to start anew, as for other classes, pass `ignore_mismatched_sizes=True`."
         may_be_new = ["class_prior."]
         backbone_class = getattr(self, "backbone_class", None)
@@ -403,6 +406,13 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         if shapes:
             raise ValueError(
                 f"The weights of {name!r} have other shapes than the config says: {_some(shapes)}. {remedy}"
+            )
+        dropped = "head." if isinstance(self, CausalImageBackbone) else ()
+        if unused := sorted(key for key in report["unexpected_keys"] if not key.startswith(dropped)):
+            raise OSError(
+                f"The weights of {name!r} hold {len(unused)} tensors that a {type(self).__name__} of this config does "
+                f"not have, {_some(unused)}: the config is not the one that the model was trained with. Where they are "
+                "meant to be left out, as those of classes, pass `ignore_mismatched_sizes=True`."
             )
 
     def masked_state_dict(self, state_dict: dict | None = None) -> dict:
@@ -652,6 +662,11 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
             IndexError: If there is no such dimension.
         """
         parameters, _ = self.distribution_parameters(pixel_values, class_ids)
+        shape = tuple(pixel_values.shape[1:])
+        if not all(0 <= index < size for index, size in zip((channel, row, column), shape, strict=True)):
+            raise IndexError(
+                f"There is no dimension of `channel` {channel}, `row` {row}, `column` {column} in images of {shape}."
+            )
         pixel = self.output_distribution.pixels(parameters)[:, row, column]
         return self.output_distribution.level_logits(pixel, channel, pixel_values[:, :channel, row, column].long())
 

@@ -35,7 +35,11 @@ def are_requests(num_images: Any) -> bool:
 
 
 def picture(image: Any) -> Any:
-    """The picture that a path or URL names; anything else as it is."""
+    """The picture that a path or URL names, or that a row of a data set has; anything else as it is."""
+    if isinstance(image, dict):
+        if "image" not in image:
+            raise ValueError(f"Rows of `images` must have an image named 'image', got {sorted(image)}.")
+        image = image["image"]
     if not isinstance(image, str | os.PathLike):
         return image
     if "://" in os.fspath(image):
@@ -172,7 +176,7 @@ class PixelCNNImagePipeline(Pipeline):
             "images": images,
             "known_mask": known_mask,
             "generator": generator,
-            "max_batch_size": batch_size or self._batch_size,
+            "max_batch_size": self._batch_size if batch_size is None else batch_size,
         }
         inputs = self.preprocess(self.with_count_and_classes(request))
         outputs = cast(dict, self.forward(inputs, **{**self._forward_params, **generate_kwargs}))
@@ -207,13 +211,13 @@ class PixelCNNImagePipeline(Pipeline):
     @staticmethod
     def loaded(images: Any) -> Any:
         """What the image processor takes: a generator or `Dataset` as a list, its rows' images, files as pictures."""
-        if isinstance(images, str | os.PathLike):
+        if isinstance(images, str | os.PathLike | dict):
             images = [images]
         elif not isinstance(images, ONE_OR_LISTED):
             images = list(items_of(images))
         if not isinstance(images, list | tuple):
             return images
-        return [picture(image["image"] if isinstance(image, dict) else image) for image in images]
+        return [picture(image) for image in images]
 
     def _sanitize_parameters(self, **kwargs):
         return {}, kwargs, {}

@@ -87,6 +87,7 @@ def test_wrong_arguments_of_generate():
             "takes no .* gives no scores",
         ),
         ({"sampler": "fixed_point", "logits_processor": [print]}, ValueError, "takes no `logits_processor`"),
+        ({"streamer": 3}, TypeError, "`streamer` must be callable, got int"),
         ({"max_batch_size": 0}, ValueError, "`max_batch_size` must be at least 1, got 0"),
         ({"num_beams": 4}, ValueError, r"unknown arguments \['num_beams'\]"),
         ({"max_length": 4}, ValueError, r"unknown arguments \['max_length'\]"),

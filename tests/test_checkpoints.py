@@ -12,7 +12,7 @@ from conftest import FAMILIES, VARIANTS, build_model, random_inputs
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
-from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn import PixelCNNConfig, PixelCNNImageProcessor
 
 pytestmark = [pytest.mark.versions, pytest.mark.slow]
 
@@ -257,6 +257,8 @@ def test_a_config_of_a_newer_format_is_refused_by_its_version(family, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 1
     change_config(tmp_path, format_version=None)  # as before there was one
     assert AutoModel.from_pretrained(tmp_path).config.format_version == 1
+    with pytest.raises(ValueError, match="`format_version` of a saved config must be an int, got '1'"):
+        PixelCNNConfig.from_dict({"format_version": "1"})
     change_config(tmp_path, format_version=7, hidden_size="from another time")
     with pytest.raises(ValueError, match=r"has `format_version` 7.*reads up to 1. Update the package"):
         AutoModel.from_pretrained(tmp_path)

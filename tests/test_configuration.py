@@ -33,6 +33,7 @@ def test_a_configuration_that_cannot_work_is_refused_when_it_is_made():
         ({"image_size": [28, 28, 1]}, "`image_size` must be a positive int or"),
         ({"image_size": 0}, "`image_size` must be a positive int or"),
         ({"num_classes": 3, "id2label": {0: "a", 1: "b"}}, "`id2label` must name each of the 3 classes"),
+        ({"num_classes": 2, "id2label": {1: "a", 2: "b"}}, r"must number the classes 0 ... 1, got \[1, 2\]"),
         ({"hidden_size": "64"}, "hidden_size"),
     ]
     for config, message in cases:

@@ -726,6 +726,12 @@ def test_wrong_options_are_refused_when_the_processor_is_made_and_when_it_is_cal
             PixelCNNImageProcessor()(Image.new("L", (4, 4)), **options)
 
 
+def test_a_size_beyond_memory_is_an_error_before_anything_is_resized():
+    for size in (10**6, {"shortest_edge": 10**10}):
+        with pytest.raises(torch.OutOfMemoryError, match=r"image of 1×10+×10+ takes at least 1[0,]+ bytes"):
+            PixelCNNImageProcessor(size=size)(Image.new("L", (4, 4)))
+
+
 def test_a_generator_must_be_a_generator_and_belongs_to_the_call():
     with pytest.raises(TypeError, match=r"`generator` must be a torch.Generator or None, got int"):
         levels_of(GREY_RAMP, num_levels=2, binarization="stochastic", generator=0)

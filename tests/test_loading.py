@@ -96,6 +96,25 @@ def test_classes_of_a_model_without_any_are_new_only_when_that_is_said(family, t
     assert loaded.generate(class_ids=[2]).shape == (1, 1, 5, 6)
 
 
+def test_a_config_that_leaves_weights_out_is_refused(family, tmp_path):
+    model = build_model(family, num_classes=3)
+    model.save_pretrained(tmp_path)
+    rewrite_weights(tmp_path, lambda tensors: tensors | {"model.more.weight": torch.zeros(2)})
+    message = r"hold 1 tensors that a .* of this config does not have, model.more.weight: .*`ignore_mismatched_sizes="
+    for cls in (AutoModel, FAMILIES[family].classifier_class, FAMILIES[family].model_class):
+        with pytest.raises(OSError, match=message):
+            cls.from_pretrained(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)) is type(model)
+    model.save_pretrained(tmp_path)
+    FAMILIES[family].model_class.from_pretrained(tmp_path)  # which has no head
+    config = json.loads((tmp_path / "config.json").read_text())
+    layers = {name: config[name] - 1 for name in ("num_hidden_layers", "num_blocks") if config.get(name, 1) > 1}
+    for change in filter(None, (layers, {"weight_norm": False} if config.get("weight_norm") else None)):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(OSError, match="of this config does not have"):
+            AutoModel.from_pretrained(tmp_path)
+
+
 def test_a_learned_prior_is_new_when_the_file_has_none(family, tmp_path):
     model = build_model(family, num_classes=3)
     model.save_pretrained(tmp_path)

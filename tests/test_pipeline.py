@@ -75,6 +75,8 @@ def test_a_batch_size_alone_is_a_number_of_images(family, tmp_path):
     PixelCNNImageProcessor(num_levels=2).save_pretrained(tmp_path)
     pipe = pipeline("unconditional-image-generation", model=str(tmp_path))
     assert len(pipe(batch_size=4).images) == 4
+    with pytest.raises(ValueError, match="`max_batch_size` must be at least 1, got 0"):
+        pipe(batch_size=0)
     assert len(pipe().images) == 1
     assert len(pipe(generator=[seeded(), seeded(1)]).images) == 2
 
@@ -180,6 +182,8 @@ def test_images_to_complete_may_be_files_and_come_from_any_iterable(pipe, tmp_pa
         )
     first = pipe(images=str(paths[0]), known_mask=upper, class_ids=0, seed=1, output_type="pt").images
     assert torch.equal(first, expected[:1])
+    with pytest.raises(ValueError, match=r"Rows of `images` must have an image named 'image', got \['picture'\]"):
+        pipe(images=[{"picture": None}], known_mask=upper)
 
 
 def test_a_pipeline_without_a_task_needs_no_trust_where_its_code_is_registered(pipe, tmp_path, monkeypatch):

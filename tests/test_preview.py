@@ -103,6 +103,9 @@ def test_the_distribution_of_one_level_is_that_of_the_likelihood(family):
                 assert torch.allclose(found.exp().sum(-1), torch.ones(2, dtype=torch.float64))
                 true = found.gather(1, levels[:, channel, row, column, None])[:, 0]
                 assert torch.allclose(true, log_prob[:, channel, row, column])
+            for place in [(-1, 0, 0), (0, 6, 0), (0, 0, -1), (0, 0, levels.shape[1])]:
+                with pytest.raises(IndexError, match="There is no dimension of `channel`"):
+                    model.level_log_prob(levels, *place, class_ids=inputs.get("class_ids"))
 
 
 def test_regions_are_those_of_the_picture_drawn_by_hand():

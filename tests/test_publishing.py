@@ -14,11 +14,12 @@ import pytest
 import torch
 from conftest import ROOT, build_model
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_training import one_line_error
 
 from hf_pixelcnn import PixelCNNImageProcessor
-from hf_pixelcnn.training import draw_loss_curve
+from hf_pixelcnn.training import draw_loss_curve, save_picture
 
 pytestmark = pytest.mark.slow
 
@@ -304,7 +305,15 @@ def test_a_command_that_names_a_machine_or_holds_a_secret_is_not_published(run, 
         (run / "results.json").write_text(json.dumps(RESULTS))
         (run / "recipe.yaml").write_text(f"hidden_size: 12\noption: {json.dumps(word)}\n")
         assert "recipe.yaml holds" in one_line_error(publish.main, ["--model", run])
+        (run / "recipe.yaml").unlink()
+        (run / "results.json").write_text(json.dumps(RESULTS | {"judged": {"by": [word]}}))
+        assert f"results.json holds {word!r}" in one_line_error(publish.main, ["--model", run])
+        (run / "results.json").write_text(json.dumps(RESULTS))
+        save_picture(Image.new("L", (4, 4)), run / "samples.png", model=word)
+        assert f"samples.png holds {word!r}" in one_line_error(publish.main, ["--model", run])
+        (run / "samples.png").unlink()
         assert not (run / "hub").exists()
+    publish.main(["--model", str(run), "--quality", "about ~5% of the digits are none, 3/4 are good"])
 
 
 def test_paths_inside_the_project_become_relative_ones():

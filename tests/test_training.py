@@ -620,6 +620,8 @@ def test_many_samples_go_into_a_folder(tmp_path):
     sample.main([*words, "--output", f"{tmp_path}/many/"])
     paths = sorted((tmp_path / "many").iterdir())
     assert [paths[0].name, paths[-1].name, len(paths)] == ["00000.png", "00999.png", 1000]
+    message = one_line_error(sample.main, [*words, "--output", tmp_path / "many"])  # never among others' pictures
+    assert message.endswith("many exists, and is not empty: --output must be a new or empty folder, or name a file.")
     sample.main([*words, "--output", str(tmp_path / "many.npy")])
     levels = torch.from_numpy(np.load(tmp_path / "many.npy"))
     assert levels.shape == (1000, 1, 3, 4)
@@ -986,6 +988,11 @@ def test_what_would_have_no_effect_is_refused(digits_words, tmp_path):
     cases = [
         (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` cannot be used: the loss is a likelihood"),
         (["--bf16_full_eval", "true"], "`bf16_full_eval` cannot be used"),
+        (["--dataloader_persistent_workers", "true"], "workers that stay would show what was drawn for the first"),
+        (["--do_train", "false"], "`do_train` must be True"),
+        (["--do_predict", "true"], "`do_predict` cannot be used: there is nothing to predict"),
+        (["--neftune_noise_alpha", "1"], "`neftune_noise_alpha` cannot be used"),
+        (["--use_liger_kernel", "true"], "`use_liger_kernel` cannot be used"),
         (["--num_levels", "0"], "`num_levels` must be an integer from 2 to 256, got 0"),
         (["--num_channels", "0"], "`num_channels` must be 1"),
         (["--image_size", "0"], "--image_size must be one or two positive integers, height and width, got 0."),

@@ -16,14 +16,11 @@ Files and folders appear under their names when they are complete.
 model's own bits per dimension, and the time with that of sampling as many images.
 """
 
-import contextlib
 import math
-import os
-import shutil
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePath
 
 from command_line import one_line_errors
@@ -50,8 +47,10 @@ from hf_pixelcnn.image_processing_causal_image import upright
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
+    check_new_folder,
     choose_device,
     collate_levels,
+    folder_beside,
     load_model,
     load_split,
     nats_per_image,
@@ -216,27 +215,6 @@ def check_output(source: Path, output: Path):
         raise InputError(f"--output {output} lies inside --input {source}: choose another folder.")
 
 
-@contextlib.contextmanager
-def folder_beside(folder: Path) -> Iterator[Path]:
-    r"""
-    Fill a new or empty folder so that it is there only when it is complete.
-
-    Yields:
-        `Path`: An empty hidden folder next to `folder` that takes its place at the end, and is removed on any error.
-    """
-    folder = folder.resolve()
-    beside = folder.with_name(f".{folder.name}-{os.getpid()}")
-    beside.mkdir()
-    try:
-        yield beside
-        if folder.exists():
-            folder.rmdir()
-        beside.rename(folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-
-
 def compress_files(args: CompressArguments):
     """Compress an image file, or a folder of them, to one stream."""
     source, output = Path(args.input), Path(args.output)
@@ -288,10 +266,10 @@ def decompress_file(args: DecompressArguments):
         raise InputError(f"cannot write {output}: only PNG keeps every pixel and every number of channels.")
     if is_file:
         check_output(Path(args.input), output)
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists; --output must be a new or empty folder, or a PNG file.")
-    elif output.is_mount() or output.resolve() == Path.cwd() or not output.resolve().parent.is_dir():
+    elif not output.resolve().parent.is_dir():
         raise InputError(f"cannot write {output}: --output must be a folder to make inside one that exists.")
+    else:
+        check_new_folder(output)
     names, levels, processor = open_stream(args)
     if is_file and len(names) != 1:
         raise InputError(f"{args.input} has {len(names)} images: --output must be a folder.")

@@ -30,7 +30,7 @@ from hf_pixelcnn.training import InputError, check_finite, draw_samples, load_mo
 
 PROJECT = Path(__file__).resolve().parent.parent
 PRIVATE = re.compile(  # absolute paths, home and parent folders; tokens; credentials and user names in URLs
-    r"""(^|[\s=,;\[({"'])(/\w|~|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|hf_[A-Za-z0-9]{20,}|://[^/\s]*@|\w@[\w.-]+:"""
+    r"""(^|[\s=,;\[({"'])(/\w|~([\w.-]*[\\/]|$)|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|hf_[A-Za-z0-9]{20,}|://[^/\s]*@|\w@[\w.-]+:"""
 )
 WRITTEN = ("README.md", "*.json", "model*.safetensors", "samples.png", "loss_curve.png", "recipe.yaml")
 MARK = "With the `hf_pixelcnn` package installed"  # which every card says
@@ -62,6 +62,28 @@ def check_public(what: str, text: str):
         raise InputError(
             f"{what} holds {text.strip()!r}: a path of this machine, or a secret. Put a public name in its place."
         )
+
+
+def strings_in(value: object) -> Iterator[str]:
+    """All text in what JSON can hold, keys of dictionaries included."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings_in(item)
+
+
+def check_all_public(folder: Path):
+    """Apply [`check_public`] to all text in the JSON files of a folder, and in its pictures beside the pixels."""
+    for path in sorted(folder.glob("*.json")):
+        for text in strings_in(json.loads(path.read_text(encoding="utf-8"))):
+            check_public(path.name, text)
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as picture:
+            for text in strings_in(list(picture.info.values())):
+                check_public(path.name, text)
 
 
 def portable_command(command: str, names: dict[str, str]) -> str:
@@ -153,6 +175,7 @@ def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArgument
             shutil.copyfile(source / name, folder / name)
     if not (folder / "samples.png").exists():
         draw_samples(model, processor, 64, results.get("seed", 0), folder / "samples.png")
+    check_all_public(folder)
     with Image.open(folder / "samples.png") as samples:
         seed = samples.info.get("seed")
     has_curve = (folder / "loss_curve.png").exists()

@@ -17,9 +17,9 @@ A picture of completions has a row for each image: the image, what is given of i
 all but the middle, or `box:TOP,LEFT,HEIGHT,WIDTH`, all but that box; or a picture, whose light pixels are given. Where
 something is given below or to the right of what is drawn, `--num_resamples` makes the completions fit it.
 
-An `--output` that ends in `.gif` shows up to 64 new images growing row by row. A folder, `digits/`, gets a picture of
-each image: 00000.png and so on, with seed, number and class in the file. `.npy` holds the levels, integers `(images,
-channels, height, width)`: what a model of codes draws, for the decoder of these codes.
+An `--output` that ends in `.gif` shows up to 64 new images growing row by row. A folder, `digits/`, new or empty, gets
+a picture of each image: 00000.png and so on, with seed, number and class in the file. `.npy` holds the levels, integers
+`(images, channels, height, width)`: what a model of codes draws, for the decoder of these codes.
 """
 
 import os
@@ -46,10 +46,12 @@ from hf_pixelcnn.pictures_causal_image import image_grid, images_of
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
+    check_new_folder,
     check_picture_path,
     choose_device,
     collate_levels,
     completion_grid,
+    folder_beside,
     load_model,
     load_split,
     read_class_ids,
@@ -252,7 +254,9 @@ def check_arguments(args: SamplingArguments):
     """Raise if an argument has a value that cannot be used."""
     if args.image_size is not None and (len(args.image_size) > 2 or min(args.image_size) < 1):
         raise InputError(f"--image_size must be one or two positive integers, got {args.image_size}.")
-    if args.output is not None and not is_folder(args.output) and Path(args.output).suffix != ".npy":
+    if args.output is not None and is_folder(args.output):
+        check_new_folder(Path(args.output))
+    elif args.output is not None and Path(args.output).suffix != ".npy":
         check_picture_path(args.output)
 
 
@@ -272,11 +276,12 @@ def settle_output(args: SamplingArguments, processor):
 def write_each(args: SamplingArguments, config, processor, levels: torch.Tensor, class_ids: torch.Tensor | None):
     """Write a picture of each image into the folder `--output`."""
     digits = max(5, len(str(len(levels) - 1)))
-    for index, image in enumerate(images_of(levels, processor, config.num_levels)):
-        facts = {"seed": args.seed, "image": index, "model": args.model}
-        if class_ids is not None:
-            facts["class"] = config.id2label.get(int(class_ids[index]), "none")
-        save_picture(image, Path(args.output, f"{index:0{digits}d}.png"), **facts)
+    with folder_beside(Path(args.output)) as folder:
+        for index, image in enumerate(images_of(levels, processor, config.num_levels)):
+            facts = {"seed": args.seed, "image": index, "model": args.model}
+            if class_ids is not None:
+                facts["class"] = config.id2label.get(int(class_ids[index]), "none")
+            save_picture(image, folder / f"{index:0{digits}d}.png", **facts)
 
 
 @one_line_errors

@@ -520,7 +520,9 @@ def run(request: Request, args: PixelCNNTrainingArguments):
     if request.recipe is not None:
         write_text(request.recipe, output / "recipe.yaml")
     draw_loss_curve(
-        trainer.state.log_history, output / "loss_curve.png", f"{data_args.dataset}, {model.config.model_type}"
+        trainer.state.log_history,
+        output / "loss_curve.png",
+        f"{Path(data_args.dataset).resolve().name}, {model.config.model_type}",  # no folders of this machine
     )
     model, processor = load_model(str(output))
     model.to(args.device)

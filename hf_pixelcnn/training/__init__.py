@@ -23,7 +23,15 @@ from .data_sources import (
     stored,
 )
 from .errors import InputError
-from .files import all_written_beside, held, write_json, write_text, written_beside
+from .files import (
+    all_written_beside,
+    check_new_folder,
+    folder_beside,
+    held,
+    write_json,
+    write_text,
+    written_beside,
+)
 from .level_dataset import (
     LevelDataset,
     LevelStream,
@@ -73,6 +81,7 @@ __all__ = [
     "calibration_error",
     "check_classes_of",
     "check_finite",
+    "check_new_folder",
     "check_picture_path",
     "check_whole",
     "choose_device",
@@ -91,6 +100,7 @@ __all__ = [
     "find_class_column",
     "find_image_column",
     "first_image",
+    "folder_beside",
     "has_fast_bfloat16",
     "held",
     "is_finished",

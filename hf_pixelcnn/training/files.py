@@ -97,6 +97,36 @@ def all_written_beside(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def check_new_folder(folder: Path):
+    """Raise unless a folder can be made, or is an empty one that another can replace."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists, and is not empty: --output must be a new or empty folder, or name a file.")
+    if folder.is_mount() or folder.resolve() == Path.cwd():
+        raise InputError(f"cannot write {folder}: --output must be a folder to make inside one that exists.")
+
+
+@contextlib.contextmanager
+def folder_beside(folder: Path) -> Iterator[Path]:
+    r"""
+    Fill a new or empty folder, see [`check_new_folder`], so that it is there only when it is complete; missing folders
+    above it are made.
+
+    Yields:
+        `Path`: An empty hidden folder next to `folder` that takes its place at the end, and is removed on any error.
+    """
+    folder = folder.resolve()
+    beside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
 def write_text(text: str, path: str | Path):
     """Write a text file by [`written_beside`]."""
     with written_beside(path) as beside:

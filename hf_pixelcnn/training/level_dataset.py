@@ -269,7 +269,10 @@ class LevelDataset(_Levels, torch.utils.data.Dataset):
         self.ends = np.cumsum([len(block) for block in self.blocks])
 
     def set_epoch(self, epoch: int):
-        """Choose the epoch whose stochastic binarisation, class dropout and mutations items show."""
+        """
+        Choose the epoch whose stochastic binarisation, class dropout and mutations items show. Workers of a
+        `DataLoader` that stay (`persistent_workers`) keep the one they began with.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -31,6 +31,17 @@ from .scoring import metrics_of, nats_per_image
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 
+WITHOUT_USE = {  # arguments of `TrainingArguments`, and why they would do nothing or harm here
+    "label_smoothing_factor": "the loss is a likelihood",
+    "bf16_full_eval": "scores are of the weights as they are",
+    "fp16_full_eval": "scores are of the weights as they are",
+    "dataloader_persistent_workers": "workers that stay would show what was drawn for the first epoch again and again",
+    "do_predict": "there is nothing to predict; training/score.py scores a split",
+    "neftune_noise_alpha": "it is noise on the vectors of words",
+    "use_liger_kernel": "its kernels are those of language models",
+}
+
+
 @dataclass
 class PixelCNNTrainingArguments(TrainingArguments):
     """`TrainingArguments` with an average of the weights, a memory format, and defaults that suit our batches."""
@@ -44,6 +55,7 @@ class PixelCNNTrainingArguments(TrainingArguments):
             "0 for none. In step t = 0, 1, ... it is min(ema_decay, (1 + t) / (10 + t))."
         },
     )
+    do_train: bool = field(default=True, metadata={"help": "Whether to train; only True means something here."})
     channels_last: bool = field(default=False, metadata={"help": "Keep convolution weights in channels_last format."})
     eval_strategy: str = field(
         default="epoch", metadata={"help": "When to evaluate.", "choices": ["no", "steps", "epoch"]}
@@ -70,11 +82,11 @@ class PixelCNNTrainingArguments(TrainingArguments):
             raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             check_count(name, getattr(self, name))
-        for name in ("label_smoothing_factor", "bf16_full_eval", "fp16_full_eval"):
+        for name, reason in WITHOUT_USE.items():
             if getattr(self, name):
-                raise ValueError(
-                    f"`{name}` cannot be used: the loss is a likelihood, and scores are of the weights as they are."
-                )
+                raise ValueError(f"`{name}` cannot be used: {reason}.")
+        if not self.do_train:
+            raise ValueError("`do_train` must be True: these are arguments of training; training/score.py scores.")
         check_seed(self.seed)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else `bf16` is refused on a CPU
         if self.bf16 and self.use_cpu and not has_fast_bfloat16("cpu"):
