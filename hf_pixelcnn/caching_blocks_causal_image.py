@@ -3,12 +3,15 @@ What the sampling caches of PixelCNN++ and PixelSNAIL share: gated residual bloc
 the first layer before them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from .caching_causal_image import EncodedRowCache
+
+Span = Callable[[int, int], torch.Tensor]  # gives the features of the columns from one to another, see `columns`
 
 
 def concat_elu_rows(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -16,9 +19,23 @@ def concat_elu_rows(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.T
     return F.elu_(torch.cat((x, -x), dim=-1, out=out))
 
 
+def columns(rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Some columns of `(batch, width, features)`: as a matrix where the batch or the span is 1."""
+    if stop - start == 1:
+        return rows[:, start]
+    return rows[0, start:stop] if len(rows) == 1 else rows[:, start:stop]
+
+
+def product(total: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:
+    """A call that writes `total + x @ weight`, features of a span as [`columns`] gives them."""
+    if x.ndim == 2:
+        return partial(torch.addmm, total, x, weight, out=out)
+    return partial(torch.baddbmm, total, x, weight.expand(len(x), -1, -1), out=out)
+
+
 class CornerRow:
     """
-    The inputs of a convolution whose kernel is a 2×2 corner, `(batch, (1 + width) * features)` with zeros on the left:
+    The inputs of a convolution whose kernel is a 2×2 corner, `(batch, 1 + width, features)` with zeros on the left:
     those of the row before until a pixel replaces them. The taps on a row are the pixel and its left neighbour.
     """
 
@@ -28,68 +45,49 @@ class CornerRow:
         self.weight_above, self.bias = cache.keep_all((weight_above, layer.bias))
         self.weight = cache.keep(weight[:, :, 1].permute(2, 1, 0).flatten(0, 1))  # (2 * in, out)
         self.size, self.stride = layer.in_channels, layer.stride[1]
-        self.inputs = cache.zeros(cache.batch, (1 + width) * self.size)
+        self.inputs = cache.zeros(cache.batch, 1 + width, self.size)
+        self.taps = self.inputs.flatten(1).unfold(1, 2 * self.size, self.stride * self.size)
         self.above = cache.zeros(cache.batch, -(-width // self.stride), layer.out_channels)
 
-    def slot(self, column: int) -> torch.Tensor:
-        """Where the input of a column lies, `(batch, in)`."""
-        return self.inputs[:, (1 + column) * self.size : (2 + column) * self.size]
+    def slots(self, start: int, stop: int) -> torch.Tensor:
+        """Where the inputs of a span lie."""
+        return columns(self.inputs, 1 + start, 1 + stop)
 
-    def left_taps(self, column: int) -> torch.Tensor:
-        """What the output of a column sees of its own row, `(batch, 2 * in)`."""
-        start = column * self.stride * self.size
-        return self.inputs[:, start : start + 2 * self.size]
+    def output(self, start: int, stop: int, out: torch.Tensor) -> Callable[[], object]:
+        """A call that computes the output of a span, the inputs of which are known."""
+        return product(columns(self.above, start, stop), columns(self.taps, start, stop), self.weight, out)
 
     def start_row(self):
         """The taps on the row before, which is complete, for all columns."""
-        x = self.inputs.unflatten(1, (-1, self.size)).transpose(1, 2)[:, :, None]  # (batch, in, 1, 1 + width)
+        x = self.inputs.transpose(1, 2)[:, :, None]  # (batch, in, 1, 1 + width)
         self.above.copy_(F.conv2d(x, self.weight_above, self.bias, (1, self.stride))[:, :, 0].transpose(1, 2))
 
 
 class CornerBlock:
     r"""
-    A gated residual block of 2×2 corners: per row what depends on the row above, per pixel the rest.
+    A gated residual block of 2×2 corners: per row what depends on the row above, per span of the row the rest.
 
     Args:
         cache ([`GatedBlockCache`]): Sizes.
         block ([`GatedResidualBlock`]): The block of the network.
-        inputs, outputs (sequences of `torch.Tensor`): For each column the buffers `(batch, features)` it reads and
-            writes.
-        others (sequence of `(torch.Tensor, torch.Tensor)`, *optional*): For each column celu of other features that the
-            block reads, `(batch, 2 * other_features)`, and their weight.
+        width (`int`): Columns of a row.
+        x, out ([`Span`]): What it reads and writes.
+        other (`(Span, torch.Tensor)`, *optional*): celu of other features that it reads, and their weight.
     """
 
     def __init__(
         self,
         cache: "GatedBlockCache",
         block,
-        inputs: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
-        others: Sequence[tuple[torch.Tensor, ...]] = (),
+        width: int,
+        x: Span,
+        out: Span,
+        other: tuple[Span, torch.Tensor] | None = None,
     ):
-        width, size = len(inputs), cache.size
         self.row_in, self.row_out = (CornerRow(cache, layer, width) for layer in (block.conv_in, block.conv_out))
         self.class_bias = cache.class_bias(block)
-        self.signs = cache.signs
-        self.t = cache.zeros(cache.batch, size)
-        self.t_twice = self.t[:, None]
-        self.gated = cache.zeros(cache.batch, 2 * size)
-        self.value, self.gate = self.gated.chunk(2, dim=1)
-        self.steps = [
-            (
-                inputs[j],
-                inputs[j][:, None],
-                self.row_in.slot(j).unflatten(1, (2, size)),
-                self.row_in.above[:, j],
-                self.row_in.left_taps(j),
-                others[j] if others else (),
-                self.row_out.slot(j).unflatten(1, (2, size)),
-                self.row_out.above[:, j],
-                self.row_out.left_taps(j),
-                outputs[j],
-            )
-            for j in range(width)
-        ]
+        self.celu, self.x, self.out, self.other = cache.celu, x, out, other
+        self.t, self.gated = cache.scratch(cache.size), cache.scratch(2 * cache.size)
 
     def start_row(self):
         """The taps on the row before, which is complete."""
@@ -98,16 +96,21 @@ class CornerBlock:
         if self.class_bias is not None:
             self.row_out.above += self.class_bias
 
-    def step(self, column: int):
-        """One pixel."""
-        x, x_twice, celu_x, above_in, taps_in, other, celu_t, above_out, taps_out, out = self.steps[column]
-        F.elu_(torch.mul(x_twice, self.signs, out=celu_x))
-        torch.addmm(above_in, taps_in, self.row_in.weight, out=self.t)
-        if other:
-            self.t.addmm_(*other)
-        F.elu_(torch.mul(self.t_twice, self.signs, out=celu_t))
-        torch.addmm(above_out, taps_out, self.row_out.weight, out=self.gated)
-        torch.addcmul(x, self.value, self.gate.sigmoid_(), out=out)
+    def calls(self, start: int, stop: int) -> list[Callable[[], object]]:
+        """What computes a span."""
+        x, t, gated, out = (span(start, stop) for span in (self.x, self.t, self.gated, self.out))
+        value, gate = gated.chunk(2, dim=-1)
+        calls = [*self.celu(x, self.row_in.slots(start, stop)), self.row_in.output(start, stop, t)]
+        if self.other is not None:
+            other, weight = self.other
+            calls.append(product(t, other(start, stop), weight, t))
+        return [
+            *calls,
+            *self.celu(t, self.row_out.slots(start, stop)),
+            self.row_out.output(start, stop, gated),
+            gate.sigmoid_,
+            partial(torch.addcmul, x, value, gate, out=out),
+        ]
 
 
 class GatedBlockCache(EncodedRowCache):
@@ -133,6 +136,17 @@ class GatedBlockCache(EncodedRowCache):
         self.first_above = self.zeros(batch, width, self.size)
         self.left_weight = self.keep(self.left_in[0][:, :-1, 1, 0].T.contiguous())
 
+    def scratch(self, features: int) -> Span:
+        """Memory of the span in work."""
+        memory = self.zeros(self.columns_at_once * self.batch, features)
+        by_image = lambda number: memory[: number * self.batch].view(self.batch, number, features)  # noqa: E731
+        return lambda start, stop: columns(by_image(stop - start), 0, stop - start)
+
+    def celu(self, x: torch.Tensor, out: torch.Tensor) -> list[Callable[[], object]]:
+        """Calls that write ELU of x and of -x, `(..., features)`, into `out`, `(..., 2 * features)`."""
+        both = out.unflatten(-1, (2, -1))
+        return [partial(torch.mul, x.unsqueeze(-2), self.signs, out=both), partial(F.elu_, out)]
+
     def class_bias(self, block) -> torch.Tensor | None:
         """What the class adds to the last convolution of a block, `(batch, 1, 2 * features)`; `None` without one."""
         if self.class_ids is None:
@@ -150,9 +164,10 @@ class GatedBlockCache(EncodedRowCache):
         left = self.convolve_rows(self.input_rows[:, 1:], *self.left_in)[:, : self.width - 1]
         self.first_above.copy_(above + F.pad(left, (0, 0, 1, 0)))  # of the pixel to the left
 
-    def first_layer(self, column: int, out: torch.Tensor):
-        """The first layer's features `(batch, hidden_size)` of a pixel."""
-        torch.addmm(self.first_above[:, column], self.seen_inputs(column, 0), self.left_weight, out=out)
+    def first_layer(self, start: int, stop: int, out: torch.Tensor) -> Callable[[], object]:
+        """A call that computes the first layer of a span."""
+        left = self.input_row.unflatten(1, (-1, self.input_size))
+        return product(columns(self.first_above, start, stop), columns(left, start, stop), self.left_weight, out)
 
 
-__all__ = ["CornerBlock", "CornerRow", "GatedBlockCache", "concat_elu_rows"]
+__all__ = ["CornerBlock", "CornerRow", "GatedBlockCache", "Span", "columns", "concat_elu_rows", "product"]

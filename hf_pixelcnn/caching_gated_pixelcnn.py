@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from .caching_causal_image import ALL, SpanCache, group_rows, pointwise_matrix
+from .caching_causal_image import ALL, MaskedConvSpanCache, group_rows, pointwise_matrix
 
 
-class GatedPixelCNNCache(SpanCache):
+class GatedPixelCNNCache(MaskedConvSpanCache):
     r"""
     Row by row the vertical stack and what it hands to the horizontal one; span by span the horizontal stack.
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from .caching_causal_image import SpanCache, pointwise_matrix
+from .caching_causal_image import MaskedConvSpanCache, pointwise_matrix
 
 
-class PixelCNNCache(SpanCache):
+class PixelCNNCache(MaskedConvSpanCache):
     r"""
     Row by row the taps above the centre row, of all blocks at once; span by span the centre row and the 1×1 layers.
 

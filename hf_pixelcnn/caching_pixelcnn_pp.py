@@ -5,12 +5,21 @@ Rows of a lower resolution exist at every second or fourth row only, and their p
 there, one level calls the next lower one between its up blocks and its down blocks, as the network does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from .caching_blocks_causal_image import CornerBlock, CornerRow, GatedBlockCache, concat_elu_rows
+from .caching_blocks_causal_image import (
+    CornerBlock,
+    CornerRow,
+    GatedBlockCache,
+    Span,
+    columns,
+    concat_elu_rows,
+    product,
+)
+from .caching_causal_image import SpanCache
 
 
 class RowConv:
@@ -63,31 +72,22 @@ class CombinedBlock(CornerBlock):
     A block of the combined stream, which also reads the vertical one and, in the down pass, what the up pass had.
 
     Args:
-        cache ([`PixelCNNPPCache`]): Sizes.
-        block: The block of the network.
-        inputs, outputs (sequences of `torch.Tensor`): For each column the buffers `(batch, features)` it reads and
-            writes.
-        skips (sequence of `torch.Tensor`, *optional*): For each column celu of what a down block gets from the up pass.
+        cache, block, width, x, out: As for all such blocks.
+        skip ([`Span`], *optional*): celu of what a down block gets from the up pass.
     """
 
-    def __init__(
-        self,
-        cache: "PixelCNNPPCache",
-        block,
-        inputs: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
-        skips: Sequence[torch.Tensor] | None = None,
-    ):
+    def __init__(self, cache: "PixelCNNPPCache", block, width: int, x: Span, out: Span, skip: Span | None = None):
         weight = block.conv_other.visible_weight()[:, :, 0, 0]
-        u, *skip = weight.unflatten(1, (2, -1, cache.size)).unbind(2)  # (out, 2, size) each
+        u, *skips = weight.unflatten(1, (2, -1, cache.size)).unbind(2)  # (out, 2, size) each, one or two
         self.u_weight, self.other_bias = cache.keep_all((u.flatten(1), block.conv_other.bias))
-        skip_weights = [cache.keep(part.flatten(1).T.contiguous()) for part in skip]  # one, or none in the up pass
-        super().__init__(cache, block, inputs, outputs, [] if skips is None else [(s, *skip_weights) for s in skips])
+        other = None if skip is None else (skip, cache.keep(skips[0].flatten(1).T.contiguous()))
+        super().__init__(cache, block, width, x, out, other)
+        self.width = width
 
     def start_row(self, celu_u: torch.Tensor):
         """Take in celu of the row `(batch, width, features)` that the vertical block beside this one has given."""
         super().start_row()
-        self.row_in.above += F.linear(celu_u[:, : len(self.steps)], self.u_weight, self.other_bias)
+        self.row_in.above += F.linear(celu_u[:, : self.width], self.u_weight, self.other_bias)
 
 
 class Level:
@@ -100,7 +100,7 @@ class Level:
         level (`int`): 0, 1 and 2 for full, half and a quarter of the resolution.
         width (`int`): Columns of the image here.
         padded_width (`int`): Columns of the vertical stream here.
-        result (`torch.Tensor` of shape `(batch, features)`, *optional*): Where the last block writes its pixel.
+        result ([`Span`], *optional*): Where the last block writes.
     """
 
     def __init__(
@@ -110,10 +110,9 @@ class Level:
         level: int,
         width: int,
         padded_width: int,
-        result: torch.Tensor | None = None,
+        result: Span | None = None,
     ):
-        size = cache.size
-        self.cache, self.level = cache, level
+        self.cache, self.level, self.prepared = cache, level, {}
         up_layers, down_layers = network.up_layers[level], network.down_layers[2 - level]
         self.vertical_up = [VerticalBlock(cache, layer.vertical, padded_width) for layer in up_layers]
         self.vertical_down = [VerticalBlock(cache, layer.vertical, padded_width) for layer in down_layers]
@@ -121,46 +120,32 @@ class Level:
         if level < 2:
             self.lower = Level(cache, network, level + 1, -(-width // 2), padded_width // 2)
 
-        self.first, last, skips = self.plan_up_pass(network, up_layers, width)
+        # What a block reads, it keeps as celu: so the down pass finds it.
+        self.first = x = cache.scratch(cache.size)
+        self.combined_up, skips = [], []
+        for i, layer in enumerate(up_layers):
+            out = cache.scratch(cache.size)
+            if self.lower is not None and i == len(up_layers) - 1:
+                self.downsampling = CornerRow(cache, network.combined_downsampling[level], width)
+                out = self.downsampling.slots
+            self.combined_up.append(CombinedBlock(cache, layer.combined, width, x, out))
+            skips.append(self.combined_up[-1].row_in.slots)
+            x = out
         if self.lower is not None:
-            skips.append(self.buffers(width, 2 * size))
-            self.plan_change_of_resolution(network, last, skips[-1][0], width, padded_width)
-            last = self.combined_rows[0].split(size, dim=1)[:width]
+            self.last_celu = cache.scratch(2 * cache.size)
+            skips.append(self.last_celu)
+            self.prepare_change_of_resolution(network, width, padded_width)
+            x = self.from_lower_row
         self.combined_down = []
         for i, layer in enumerate(down_layers):
-            is_last = i == len(down_layers) - 1
-            outputs = self.buffers(width, size) if result is None or not is_last else [result] * width
-            self.combined_down.append(CombinedBlock(cache, layer.combined, last, outputs, skips.pop()))
-            last = outputs
-        self.result = last[0]
+            out = cache.scratch(cache.size) if result is None or i < len(down_layers) - 1 else result
+            self.combined_down.append(CombinedBlock(cache, layer.combined, width, x, out, skips.pop()))
+            x = out
+        self.result = x
 
-    def buffers(self, width: int, features: int) -> list[torch.Tensor]:
-        """Where the columns of a row are written: one place for all of them, `(batch, features)`."""
-        return [self.cache.zeros(self.cache.batch, features)] * width
-
-    def plan_up_pass(self, network, layers, width: int) -> tuple[list, list, list]:
-        """
-        The up pass of the combined stream: where it begins, where it ends, and what the down pass reads of it, by
-        column. What a block reads, it keeps as celu: so the down pass finds it.
-        """
-        first = stream = self.buffers(width, self.cache.size)
-        self.combined_up, skips = [], []
-        for i, layer in enumerate(layers):
-            outputs = self.buffers(width, self.cache.size)
-            if self.lower is not None and i == len(layers) - 1:
-                self.downsampling = CornerRow(self.cache, network.combined_downsampling[self.level], width)
-                outputs = [self.downsampling.slot(j) for j in range(width)]
-            block = CombinedBlock(self.cache, layer.combined, stream, outputs)
-            self.combined_up.append(block)
-            skips.append([block.row_in.slot(j) for j in range(width)])
-            stream = outputs
-        return first, stream, skips
-
-    def plan_change_of_resolution(self, network, last: list, celu: torch.Tensor, width: int, padded_width: int):
-        """The layers to the next lower resolution, which read the `last` outputs here and their `celu`, and back."""
+    def prepare_change_of_resolution(self, network, width: int, padded_width: int):
+        """Weights and memory of the layers to the next lower resolution and back."""
         cache, batch, size = self.cache, self.cache.batch, self.cache.size
-        self.last_twice = [x[:, None] for x in last]
-        self.last_celu = celu.unflatten(1, (2, size))
         self.vertical_downsampling = RowConv(cache, network.vertical_downsampling[self.level], padded_width)
         upsampling = network.vertical_upsampling[1 - self.level]
         self.upsample = upsampling.upsample
@@ -169,10 +154,11 @@ class Level:
         upsampling = network.combined_upsampling[1 - self.level]
         up_weights = upsampling.visible_weight().permute(2, 1, 3, 0).flatten(2)  # (2, in, 2 * out)
         self.up_weights, self.up_bias = cache.keep_all((up_weights, upsampling.bias.repeat(2)))
-        half = -(-width // 2)
-        self.combined_rows = cache.zeros(2, batch, half * 2 * size)
-        pairs = [pair.unbind(0) for pair in self.combined_rows.split(2 * size, dim=2)]
-        self.halves = [(self.downsampling.above[:, j], self.downsampling.left_taps(j), *pairs[j]) for j in range(half)]
+        self.combined_rows = cache.zeros(2, batch, 2 * -(-width // 2), size)
+
+    def from_lower_row(self, start: int, stop: int) -> torch.Tensor:
+        """Where a span finds what the next lower resolution has given it."""
+        return columns(self.combined_rows[0], start, stop)
 
     def has_lower_row(self) -> bool:
         """Whether a row of the next lower resolution begins with this one."""
@@ -208,29 +194,48 @@ class Level:
             combined.start_row(celu_u)
         return u
 
-    def step(self, column: int):
-        """One pixel of the combined stream through the network, from `first` to `result`."""
-        for block in self.combined_up:
-            block.step(column)
-        if self.lower is not None:
-            F.elu_(torch.mul(self.last_twice[column], self.cache.signs, out=self.last_celu))
-            if self.has_lower_row() and column % 2 == 0:
-                above, taps, row, next_row = self.halves[column // 2]
-                torch.addmm(above, taps, self.downsampling.weight, out=self.lower.first[0])
-                self.lower.step(column // 2)
-                torch.addmm(self.up_bias, self.lower.result, self.up_weights[0], out=row)
-                torch.addmm(self.up_bias, self.lower.result, self.up_weights[1], out=next_row)
-        for block in self.combined_down:
-            block.step(column)
+    def calls(self, start: int, stop: int) -> list[Callable[[], object]]:
+        """What computes a span of the combined stream through the network, from `first` to `result`."""
+        up, down = self.own_calls(start, stop)
+        lower = -(-start // 2), -(-stop // 2)  # those that begin with a column of the span
+        if self.lower is None or not self.has_lower_row() or lower[0] == lower[1]:
+            return [*up, *down]
+        to_lower, from_lower = self.changes_of_resolution(*lower)
+        return [*up, to_lower, *self.lower.calls(*lower), *from_lower, *down]
+
+    def own_calls(self, start: int, stop: int) -> tuple[list[Callable], list[Callable]]:
+        """Those at this resolution: of the up pass and of the down pass. Rows of different phases share them."""
+        key = (start, stop)
+        if key not in self.prepared:
+            up, down = (
+                [call for block in blocks for call in block.calls(start, stop)]
+                for blocks in (self.combined_up, self.combined_down)
+            )
+            if self.lower is not None:
+                last = self.downsampling.slots(start, stop)
+                up += self.cache.celu(last, self.last_celu(start, stop))
+            self.prepared[key] = up, down
+        return self.prepared[key]
+
+    def changes_of_resolution(self, start: int, stop: int) -> tuple[Callable, list[Callable]]:
+        """What leads to a span of the next lower resolution, and from there to two rows of this one."""
+        first, result = (span(start, stop) for span in (self.lower.first, self.lower.result))
+        rows = [columns(row.unflatten(1, (-1, 2)).flatten(2), start, stop) for row in self.combined_rows]
+        back = [product(self.up_bias, result, *pair) for pair in zip(self.up_weights, rows, strict=True)]
+        return self.downsampling.output(start, stop, first), back
 
 
-class PixelCNNPPCache(GatedBlockCache):
+class PixelCNNPPCache(GatedBlockCache, SpanCache):
     r"""
-    Row by row the vertical stream, and the taps of the combined one on rows above; pixel by pixel the rest of it.
+    Row by row the vertical stream, and the taps of the combined one on rows above; span by span the rest of it.
 
     Of every convolution the last row of inputs is kept. Columns that only fill up the image's width have a vertical
     stream and no combined one, whose features there reach nothing.
     """
+
+    # Of a row every second one, and every fourth, also computes lower resolutions: of a pixel half as many, and a
+    # quarter. With as many blocks at the first two resolutions, (1 + 1/2 + 1/4) / (1 + 1/4 + 1/16).
+    calls_of_pass = 4 / 3
 
     def __init__(self, model, batch, height, width, class_ids=None):
         network, padded_width = model.model, width + -width % 4
@@ -245,7 +250,15 @@ class PixelCNNPPCache(GatedBlockCache):
             padded_width=padded_width,
         )
         self.vertical_in = self.keep_all((network.vertical_in.visible_weight(), network.vertical_in.bias))
-        self.full = Level(self, network, 0, width, padded_width, self.hidden)
+        self.full = Level(self, network, 0, width, padded_width, self.result)
+
+    def result(self, start: int, stop: int) -> torch.Tensor:
+        """Where the head reads a span."""
+        memory = self.head_streams[0][: (stop - start) * self.batch].unflatten(0, (-1, self.batch))
+        return columns(memory.transpose(0, 1), 0, stop - start)
+
+    def kernel_features(self, config):
+        return 2 * config.hidden_size  # celu
 
     def start_row(self, row):
         self.row, self.phase = row, row % 4
@@ -258,9 +271,12 @@ class PixelCNNPPCache(GatedBlockCache):
             u = self.convolve_rows(self.input_rows[:, :2], *self.vertical_in)
         self.full.start_row(u.expand(-1, self.input_rows.shape[2], -1))
 
-    def compute_pixel(self, column, channel):
-        self.first_layer(column, self.full.first[0])
-        self.full.step(column)
+    def prepare_step(self, start, stop, channel):
+        return [self.first_layer(start, stop, self.full.first(start, stop)), *self.full.calls(start, stop)]
+
+    def compute_span(self, start, stop, channel):
+        for call in self.step(start, stop, channel):
+            call()
 
 
 __all__ = ["PixelCNNPPCache"]

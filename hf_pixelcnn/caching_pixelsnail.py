@@ -8,6 +8,7 @@ known: the attention of the first pixel to it is the zero that it should be.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -123,11 +124,12 @@ class Layer:
         width, size, attention = cache.width, cache.size, layer.attention
         self.number, self.query_in, self.out = number, query_in, out[None]
         stream = query_in[..., :size]
-        self.blocks = []
-        for i, block in enumerate(layer.blocks):
-            next_x = stream[0] if i == len(layer.blocks) - 1 else cache.zeros(cache.batch, size)
-            self.blocks.append(CornerBlock(cache, block, [x] * width, [next_x] * width))
-            x = next_x
+        memory = [x, *(cache.zeros(cache.batch, size) for _ in layer.blocks[1:]), stream[0]]
+        spans = [lambda start, stop, x=x: x for x in memory]  # all of them single pixels
+        self.blocks = [
+            CornerBlock(cache, block, width, *pair) for block, pair in zip(layer.blocks, pairwise(spans), strict=True)
+        ]
+        self.calls = [[call for block in self.blocks for call in block.calls(j, j + 1)] for j in range(width)]
         block = attention.query_block
         self.query_block = None if block is None else PointwiseBlocks(cache, [block], query_in)
         key_size, value_size = cache.earlier.keys.shape[2], cache.earlier.sizes[1]
@@ -141,8 +143,8 @@ class Layer:
 
     def step(self, column: int, earlier: EarlierPixels, num_places: int):
         """One pixel."""
-        for block in self.blocks:
-            block.step(column)
+        for call in self.calls[column]:
+            call()
         query = self.query(self.query_in if self.query_block is None else self.query_block())
         earlier.attend(self.number, query, num_places, self.attended)
         self.out_block(self.out)
@@ -176,6 +178,7 @@ class PixelSNAILCache(GatedBlockCache):
         self.earlier = EarlierPixels(self, model.config)
         streams = [self.zeros(batch, self.size) for _ in layers] + [self.hidden]
         self.first = streams[0]
+        self.first_layers = [self.first_layer(j, j + 1, self.first) for j in range(width)]
         self.layers = [
             Layer(self, layer, i, streams[i], streams[i + 1], queries[i : i + 1]) for i, layer in enumerate(layers)
         ]
@@ -197,7 +200,7 @@ class PixelSNAILCache(GatedBlockCache):
             layer.start_row()
 
     def compute_pixel(self, column, channel):
-        self.first_layer(column, self.first)
+        self.first_layers[column]()
         self.position.copy_(self.row_positions[column])
         for layer in self.layers:
             layer.step(column, self.earlier, self.num_places)

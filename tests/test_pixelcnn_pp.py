@@ -10,6 +10,7 @@ from test_causality import encoded_inputs, past
 
 from hf_pixelcnn import PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
 from hf_pixelcnn.blocks_causal_image import concat_elu
+from hf_pixelcnn.caching_pixelcnn_pp import CombinedBlock, VerticalBlock
 from hf_pixelcnn.masking_causal_image import CausalConv2d
 
 
@@ -226,13 +227,15 @@ def test_a_fixed_point_starts_anew_at_whole_rows_of_the_lowest_resolution():
 
 
 def test_rows_and_columns_of_low_resolution_are_computed_once(monkeypatch):
-    from hf_pixelcnn.caching_pixelcnn_pp import CombinedBlock, VerticalBlock
-
     rows, pixels = [], []
-    row, step = VerticalBlock.row, CombinedBlock.step
+    row, calls = VerticalBlock.row, CombinedBlock.calls
+
+    def counted(*args):
+        return [lambda: pixels.append(1), *calls(*args)]
+
     monkeypatch.setattr(VerticalBlock, "row", lambda *args: (rows.append(args[1].shape[1]), row(*args))[1])
-    monkeypatch.setattr(CombinedBlock, "step", lambda *args: (pixels.append(1), step(*args))[1])
-    build_model("pixelcnn_pp").generate(image_size=(8, 12))
+    monkeypatch.setattr(CombinedBlock, "calls", counted)
+    build_model("pixelcnn_pp").generate(image_size=(8, 12), output_scores=True, return_dict_in_generate=True)
     # Blocks: one up and two down at full and half resolution, one and one at a quarter.
     assert sorted(rows) == [3] * 2 * 2 + [6] * 3 * 4 + [12] * 3 * 8
     assert len(pixels) == 3 * 8 * 12 + 3 * 4 * 6 + 2 * 2 * 3
