@@ -219,6 +219,7 @@ class Level:
 
     def changes_of_resolution(self, start: int, stop: int) -> tuple[Callable, list[Callable]]:
         """What leads to a span of the next lower resolution, and from there to two rows of this one."""
+        assert self.lower is not None
         first, result = (span(start, stop) for span in (self.lower.first, self.lower.result))
         rows = [columns(row.unflatten(1, (-1, 2)).flatten(2), start, stop) for row in self.combined_rows]
         back = [product(self.up_bias, result, *pair) for pair in zip(self.up_weights, rows, strict=True)]

@@ -163,6 +163,12 @@ class BernoulliOutput(OutputDistribution):
         log_odds = at_least_float32(parameters[..., channel : channel + 1])
         return F.log_softmax(F.pad(log_odds, (1, 0)), dim=-1)  # log-odds of level 0 against itself are 0
 
+    def icdf(self, parameters, channel, noise, previous_channels=None, level_logits=None):
+        """Levels by the noise rule: 1 if the number is not below p(0)."""
+        log_odds = parameters[..., channel].double()
+        levels = (noise >= torch.sigmoid(-log_odds)).long()
+        return levels.masked_fill_((log_odds < torch.inf).logical_not_(), -1)
+
 
 class CategoricalOutput(OutputDistribution):
     """One logit for every level. Parameters `(batch, channels, height, width, num_levels)`."""

@@ -73,6 +73,17 @@ def test_levels_of_a_logistic_mixture_are_found_without_their_probabilities():
                 assert highest.max() < num_levels
 
 
+def test_levels_of_a_bernoulli_are_found_without_their_probabilities():
+    distribution = BernoulliOutput(2, 2)
+    log_odds = torch.cat((torch.linspace(-60, 60, 401), torch.tensor([-torch.inf, -800, 800, torch.inf, torch.nan])))
+    for pixels in (log_odds[:, None, None].double(), log_odds.bfloat16()[:, None, None]):
+        pixels = pixels.expand(-1, 9, 2)
+        noise = torch.linspace(0, 1 - 2**-53, 9, dtype=torch.float64).repeat(len(log_odds), 1)
+        for channel in range(2):
+            expected = levels_from_noise(distribution.level_logits(pixels.double(), channel), noise)
+            assert torch.equal(distribution.icdf(pixels, channel, noise), expected)
+
+
 def test_broken_parameters_have_no_level():
     for value in [torch.nan, torch.inf, -torch.inf]:
         noise, previous = torch.full((2,), 0.5, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.long)
