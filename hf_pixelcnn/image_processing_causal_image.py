@@ -19,7 +19,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils.generic import TensorType
 
 from .checks_causal_image import check_memory
-from .configuration_causal_image import is_int
+from .configuration_causal_image import MAX_EMBEDDED_LEVELS, is_int
 from .pictures_causal_image import Pictures
 
 CHANNELS_FIRST, CHANNELS_LAST = ChannelDimension.FIRST.value, ChannelDimension.LAST.value
@@ -37,7 +37,9 @@ def _is_int_in(value: object, lowest: int, highest: float = float("inf")) -> boo
 
 def _check_num_levels(num_levels: object) -> None:
     if not _is_int_in(num_levels, 2, 256):
-        raise ValueError(f"`num_levels` must be an integer from 2 to 256, got {num_levels!r}.")
+        codes = " Codes of more levels are no images: their models have `input_encoding='embedding'` and no processor."
+        hint = codes if _is_int_in(num_levels, 257, MAX_EMBEDDED_LEVELS) else ""
+        raise ValueError(f"`num_levels` must be an integer from 2 to 256, got {num_levels!r}.{hint}")
 
 
 def _as_int64(values: np.ndarray | torch.Tensor, name: str, upper: int) -> np.ndarray | torch.Tensor:

@@ -143,7 +143,9 @@ def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
 def test_a_mistyped_folder_is_told_from_an_id_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "digits-gated" / "run").mkdir(parents=True)
-    (tmp_path / "runs" / "images.npy").touch()
+    (tmp_path / "runs" / "notes.txt").touch()
+    (tmp_path / "arrays").mkdir()
+    (tmp_path / "arrays" / "images.npy").touch()
     for place in ("org/model", "runs/digits-gated", "./runs", str(tmp_path)):
         check_places({"model": place, "models": [place, "pixelrnn"], "dataset": place})
     check_places({"dataset": "mnist", "model": None, "seed": 3, "output": "no/such/file"})
@@ -156,7 +158,7 @@ def test_a_mistyped_folder_is_told_from_an_id_on_the_hub(tmp_path, monkeypatch):
         "digits": "there is no folder digits.",
         "~/nowhere-at-all/x": "there is no folder ~/nowhere-at-all/x.",
         "a/b/c": "there is no folder a/b/c.",
-        "runs/images.npy": "must be the folder of a model or its id on the Hub, got the file runs/images.npy. Save its",
+        "runs/notes.txt": "must be the folder of a model or its id on the Hub, got the file runs/notes.txt, whose",
     }.items():
         for name in ("model", "background", "model_name_or_path", "models"):
             with pytest.raises(ValueError, match=re.escape(message)):
@@ -164,6 +166,11 @@ def test_a_mistyped_folder_is_told_from_an_id_on_the_hub(tmp_path, monkeypatch):
         if place != "digits":
             with pytest.raises(ValueError, match=re.escape(message.replace("of a model", "of a data set"))):
                 check_places({"complete": place})
+    for place in ("arrays", "arrays/images.npy"):
+        with pytest.raises(ValueError, match=r"got arrays: arrays.*Save them .* or by `datasets\.Dataset\."):
+            check_places({"dataset": place})
+    with pytest.raises(ValueError, match=r"there is no folder or family pixelrn, the nearest is pixelrnn\."):
+        check_places({"models": ["pixelrn"]})
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -771,7 +771,11 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
         "--class_dropout cannot go with": [*data, "--class_dropout", "0.1", "--generative_weight", "0.5"],
         "argument --model_type: invalid choice: 'pixelkan'": [*data, "--model_type", "pixelkan"],
         "`hidden_size` must be divisible": [*data, "--hidden_size", "5"],
-        "`num_levels` must be an integer from 2 to 256": [*data, "--num_levels", "1000"],
+        "to 256, got 1000. Codes of more levels are no images: their models have `input_encoding='embedding'`": [
+            *data,
+            "--num_levels",
+            "1000",
+        ],
         "6 images, less than a batch of 8": data,
         "no complete checkpoint": [*data, "--resume_from_checkpoint", "last"],
         "is not a checkpoint": [*data, "--resume_from_checkpoint", tmp_path / "nowhere"],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from declared_fields import fields_of_configs
 
-MODELS = ("background", "classifier", "model", "model_name_or_path", "models")  # names of arguments
+MODELS = ("background", "classifier", "model", "model_name_or_path")  # names of arguments
 DATASETS = ("complete", "dataset", "in_dataset", "out_dataset")
 NAME, HUB_ID = re.compile(r"\w[\w.-]*"), re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -28,21 +28,38 @@ def check_places(arguments: Mapping[str, object]):
         ValueError: If one is neither; the message names it, and the folder whose name is nearest.
     """
     for name, value in arguments.items():
-        places = value if isinstance(value, list) else [value]
-        for place in places if name in (*MODELS, *DATASETS) else []:
-            if isinstance(place, str) and not (name == "models" and place in fields_of_configs()):
-                check_place(name, place)
+        if name == "models" and isinstance(value, list):
+            for place in value:
+                check_model_or_family(place)
+        elif name in (*MODELS, *DATASETS) and isinstance(value, str):
+            check_place(name, value)
+
+
+def check_model_or_family(place: str):
+    """[`check_place`] for what may also be the name of a family."""
+    families = fields_of_configs()
+    if place in families:
+        return
+    is_word = NAME.fullmatch(place) and not Path(place).exists()
+    if is_word and (near := difflib.get_close_matches(place, families, n=1)):
+        raise ValueError(f"`models`: there is no folder or family {place}, the nearest is {near[0]}.")
+    check_place("models", place)
 
 
 def check_place(name: str, place: str):
     """[`check_places`] for one of them, and the name of its argument."""
+    if name in DATASETS and holds_arrays(Path(place)):
+        raise ValueError(
+            f"`{name}` must be a data set with a column of images, got arrays: {place}. Save them as pictures in a "
+            "folder, or by `datasets.Dataset.from_dict({'image': [PIL.Image.fromarray(x) for x in array]})"
+            ".save_to_disk(folder)`."
+        )
     if Path(place).is_dir() or "://" in place or beside(Path(place), "old").is_dir():  # which `publish.py` puts back
         return
     if Path(place).is_file():
-        what = "model" if name in MODELS else "data set"
-        raise ValueError(
-            f"`{name}` must be the folder of a {what} or its id on the Hub, got the file {place}.{how(place)}"
-        )
+        what = "data set" if name in DATASETS else "model"
+        hint = f"got the file {place}, whose folder is {Path(place).parent}."
+        raise ValueError(f"`{name}` must be the folder of a {what} or its id on the Hub, {hint}")
     is_name = name in DATASETS and NAME.fullmatch(place)
     if not is_name and (not HUB_ID.fullmatch(place) or Path(place).parent.is_dir()):
         raise ValueError(f"`{name}`: {no_folder(place)}")
@@ -53,14 +70,10 @@ def beside(folder: Path, what: str) -> Path:
     return folder.absolute().with_name(f".{folder.absolute().name}-{what}")
 
 
-def how(file: str) -> str:
-    """How the content of a file that is no folder can be used."""
-    if Path(file).suffix not in (".npy", ".npz"):
-        return f" Its folder is {Path(file).parent}."
-    return (
-        " Save its arrays as pictures in a folder, or by `datasets.Dataset.from_dict({'image': [PIL.Image.fromarray(x) "
-        "for x in array]}).save_to_disk(folder)`."
-    )
+def holds_arrays(path: Path) -> bool:
+    """Whether a file, or all files in a folder, are arrays of numpy."""
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path] * path.is_file()
+    return bool(files) and all(file.suffix in (".npy", ".npz") for file in files)
 
 
 def no_folder(place: str) -> str:
