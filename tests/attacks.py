@@ -427,6 +427,7 @@ def attempt(kind: str, number: int, seed: int, place: Path, outcome: Outcome):
     os.chdir(folder)
     Path("here").mkdir()
     Path("file.txt").write_text("text")
+    scripts(place)  # at first this imports them, which may take longer than an input has
 
     def end(number, frame):
         raise TookTooLongError
