@@ -34,6 +34,13 @@ def are_requests(num_images: Any) -> bool:
     return not is_one and (isinstance(num_images, Iterable) or hasattr(num_images, "__getitem__"))
 
 
+def mask_of(mask: Any) -> torch.Tensor:
+    """A mask as a tensor; of a picture what is at least half white is True."""
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L")) >= 128
+    return mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
+
+
 def picture(image: Any) -> Any:
     """The picture that a path or URL names, or that a row of a data set has; anything else as it is."""
     if isinstance(image, dict):
@@ -127,7 +134,7 @@ class PixelCNNImagePipeline(Pipeline):
         *,
         class_ids: Any = None,
         images: Any = None,
-        known_mask: torch.Tensor | np.ndarray | Image.Image | None = None,
+        known_mask: torch.Tensor | np.ndarray | Image.Image | str | os.PathLike | None = None,
         batch_size: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | None = None,
@@ -147,9 +154,9 @@ class PixelCNNImagePipeline(Pipeline):
                 in turn, unless images are to be completed.
             images (an image, or a list, generator or `Dataset` of them, *optional*):
                 Images to complete: what the image processor takes, paths and URLs.
-            known_mask (bool, `(height, width)` or broadcastable to `(n, channels, height, width)`, or a
-                `PIL.Image.Image` of mode `"1"`, *optional*): Where they are kept: True, or white. The other way round
-                than `mask_image` of diffusers, where white is what is painted anew.
+            known_mask (bool, `(height, width)` or broadcastable to `(n, channels, height, width)`, or a picture, its
+                path or URL, *optional*): Where they are kept: True, or at least half white. The other way round than
+                `mask_image` of diffusers, where white is what is painted anew.
             batch_size (`int`, *optional*): The most images drawn at a time; does not change them.
             generator, generate_kwargs: As for `generate`, e.g. `guidance_scale`, `num_resamples` or `temperature`.
             seed (`int`, *optional*): Instead of `generator`, one on the CPU with this seed.
@@ -228,9 +235,8 @@ class PixelCNNImagePipeline(Pipeline):
         if "images" in request:
             images = self.loaded(request.pop("images"))
             request["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
-        mask = request.get("known_mask")
-        if mask is not None and not isinstance(mask, torch.Tensor):
-            request["known_mask"] = torch.from_numpy(np.array(mask))
+        if "known_mask" in request:
+            request["known_mask"] = mask_of(picture(request["known_mask"]))
         return request
 
     def _forward(self, inputs: dict, **generate_kwargs) -> dict:

@@ -180,6 +180,11 @@ def test_images_to_complete_may_be_files_and_come_from_any_iterable(pipe, tmp_pa
         assert torch.equal(
             pipe(images=images, known_mask=upper, class_ids=0, seed=1, output_type="pt").images, expected
         )
+    drawn_mask = Image.fromarray(np.where(upper, 255, 100).astype(np.uint8))
+    drawn_mask.save(tmp_path / "mask.png")
+    for mask in (drawn_mask, drawn_mask.convert("RGB"), str(tmp_path / "mask.png"), np.array(drawn_mask) > 127):
+        again = pipe(images=pictures, known_mask=mask, class_ids=0, seed=1, output_type="pt").images
+        assert torch.equal(again, expected)
     first = pipe(images=str(paths[0]), known_mask=upper, class_ids=0, seed=1, output_type="pt").images
     assert torch.equal(first, expected[:1])
     with pytest.raises(ValueError, match=r"Rows of `images` must have an image named 'image', got \['picture'\]"):

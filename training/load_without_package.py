@@ -8,6 +8,7 @@ conditional model, `class_ids`. ANSWER becomes one with the `logits` of these im
 (`levels`) and, if the folder has an image processor, its pixels (`pixels`).
 """
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -45,4 +46,6 @@ def main(folder: str, question: str, answer: str):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != len(inspect.signature(main).parameters) + 1:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

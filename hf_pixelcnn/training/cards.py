@@ -160,7 +160,7 @@ def facts_of_training(results: dict) -> list[str]:
         facts.append(f"on `{results['training_split']}` of `{results['dataset']}`")
     for key, unit in (("num_training_images", "images"), ("epochs", "epochs"), ("steps", "steps")):
         if key in results:
-            facts.append(f"{results[key]:,.10g} {unit}")
+            facts.append(f"{round(results[key], 2):,} {unit}")
     if "seed" in results:
         facts.append(f"seed {results['seed']}")
     if "training_seconds" in results and "--resume_from_checkpoint" not in results.get("command", ""):

@@ -193,6 +193,10 @@ class _Levels:
         else:
             if processor is None:
                 raise InputError(f"column {self.column!r} holds images, and the model has no image processor.")
+            if processor.num_levels != num_levels:
+                raise InputError(
+                    f"the image processor makes {processor.num_levels} levels, but `num_levels` is {num_levels}."
+                )
             options = level_options(processor)
             self.is_stochastic = options.get("binarization") == "stochastic"
             if self.is_stochastic:  # the cached file holds pixels
