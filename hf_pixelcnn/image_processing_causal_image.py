@@ -464,6 +464,12 @@ class PixelCNNImageProcessorKwargs(ImagesKwargs, total=False):
     generator: torch.Generator | None
 
 
+def check_output_type(output_type: str):
+    """Raise unless images can be given so."""
+    if output_type not in ("pil", "np", "pt"):
+        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+
+
 class PixelCNNImageProcessor(PilBackend):
     r"""
     Turns images into the integer levels that PixelCNN models read and write, and back: their pixel "tokenizer".
@@ -639,8 +645,7 @@ class PixelCNNImageProcessor(PilBackend):
             ValueError: If `output_type`, the shape or a level is not as described.
             TypeError: If `levels` is no array or tensor of integers.
         """
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
+        check_output_type(output_type)
         shape = tuple(getattr(levels, "shape", ()))
         if isinstance(levels, (np.ndarray, torch.Tensor)) and (len(shape) != 4 or shape[1] != self.num_channels):
             raise ValueError(

@@ -602,7 +602,8 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         """Parameters of the output distribution of every dimension, and the hidden states if asked for."""
         network = type(self.model).__name__
         otherwise = (
-            f" Features need no class, but the network without its head: `{network}.from_pretrained(...)`, which "
+            " In training, `class_column` of the collator says where they are. Features need no class, but the network "
+            f"without its head: `{network}.from_pretrained(...)`, which "
             '`pipeline("image-feature-extraction", model=..., image_processor=...)` takes.'
         )
         check_asked_of_classes(class_ids, self.config, otherwise)

@@ -15,7 +15,8 @@ from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
 from .checks_causal_image import check_count, check_processor
-from .image_processing_causal_image import PixelCNNImageProcessor
+from .configuration_causal_image import is_int
+from .image_processing_causal_image import PixelCNNImageProcessor, check_output_type
 from .pictures_causal_image import Pictures
 
 ONE_OR_LISTED = (np.ndarray, torch.Tensor, Image.Image, list, tuple)
@@ -172,7 +173,10 @@ class PixelCNNImagePipeline(Pipeline):
         if seed is not None:
             if generator is not None:
                 raise ValueError("`seed` and `generator` both say where random numbers come from: give one of them.")
+            if not is_int(seed) or not -(2**63) <= seed < 2**64:
+                raise ValueError(f"`seed` must be an int of 64 bits, got {seed!r}.")
             generator = torch.Generator().manual_seed(seed)
+        check_output_type(output_type)
         if are_requests(num_images):
             given = {"class_ids": class_ids, "images": images, "known_mask": known_mask, "batch_size": batch_size}
             given |= {"generator": generator, "output_type": output_type, "return_dict": return_dict, **generate_kwargs}

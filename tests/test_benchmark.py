@@ -15,7 +15,8 @@ def test_the_table_has_a_row_for_every_sampler_of_every_family(tmp_path, capsys,
     cases = {family: small_config(family) for family in FAMILIES}
     monkeypatch.setattr(benchmark, "CASES", cases)
     output = tmp_path / "benchmark.json"
-    words = ["--cases", *cases, "--batch_sizes", "2", "--compiled", "false", "--train", "false"]
+    words = ["--cases", *cases, "--train_cases", *cases, "--batch_sizes", "2"]
+    words += ["--compiled", "false", "--train", "false"]
     benchmark.main([*words, "--output", str(output)])
     rows = json.loads(output.read_text())["rows"]
     assert [row["sampler"] for row in rows] == ["(forward)", "naive*", "cropped*", "cached", "fixed_point"] * len(cases)

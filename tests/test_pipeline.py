@@ -166,6 +166,11 @@ def test_a_seed_stands_for_a_generator_and_classes_are_drawn_in_turn(pipe):
     assert torch.equal(more, pipe(class_ids=[0, 1, 2, 0, 1], generator=seeded(3), output_type="pt").images)
     with pytest.raises(ValueError, match="`seed` and `generator`"):
         pipe(seed=0, generator=seeded())
+    for seed in ("3", 1.5, 2**65):
+        with pytest.raises(ValueError, match="`seed` must be an int of 64 bits"):
+            pipe(seed=seed)
+    with pytest.raises(ValueError, match="`output_type` must be"):
+        pipe(output_type="array")
 
 
 def test_images_to_complete_may_be_files_and_come_from_any_iterable(pipe, tmp_path):
