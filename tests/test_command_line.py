@@ -138,6 +138,10 @@ def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
         told, has_torch = finished.stdout.splitlines()
         assert message.format(recipe=recipe) in told
         assert has_torch == "False"
+    command = [sys.executable, str(ROOT / "training" / "score.py"), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "\nScore a model on a whole split: " in shown
+    assert "(default: None)" not in shown
 
 
 def test_a_mistyped_folder_is_told_from_an_id_on_the_hub(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler, which mea
 from command_line import CommandLineParser, check_first, one_line_errors
 
 if __name__ == "__main__":
-    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+    check_first(__file__, __doc__)  # before the imports that take seconds: a typo is answered at once
 
 import numpy as np
 import torch

@@ -52,6 +52,18 @@ class _HelpOnAll(argparse.Action):
         parser.exit()
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help that names the type of a value, and its default if there is one."""
+
+    def _get_default_metavar_for_optional(self, action):
+        return getattr(action.type, "__name__", "value").removeprefix("<lambda>") or "value"
+
+    def _get_help_string(self, action):
+        silent = (None, False, argparse.SUPPRESS)  # compared by identity: a default of 0 is told
+        is_said = any(action.default is value for value in silent) or not action.option_strings
+        return (action.help or "") + ("" if is_said else " (default: %(default)s)")
+
+
 class CommandLineParser(HfArgumentParser):
     r"""
     `HfArgumentParser` whose options have one spelling each, and whose errors are one line instead of a page of usage.
@@ -69,6 +81,7 @@ class CommandLineParser(HfArgumentParser):
     def __init__(self, dataclass_types=None, on_demand: Collection[str] = (), **kwargs):
         if dataclass_types is not None:
             kwargs.setdefault("usage", "%(prog)s [--option value ...]")
+        kwargs.setdefault("formatter_class", Help)
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.on_demand = on_demand
         if self.dataclass_types:
@@ -252,9 +265,12 @@ def options_of(script: str) -> type:
     return make_dataclass("Options", as_options(fields_of_script(script)), kw_only=True)
 
 
-def check_first(script: str):
-    """Read the command line of a script by [`options_of`], before it imports what takes seconds; end on a mistake."""
-    one_line_errors(CommandLineParser([options_of(script)]).parse)()
+def check_first(script: str, description: str):
+    """
+    Read the command line of a script by [`options_of`], before it imports what takes seconds; end on a mistake. Its
+    help begins with the description.
+    """
+    one_line_errors(CommandLineParser([options_of(script)], description=description).parse)()
 
 
 class Terminated(KeyboardInterrupt):

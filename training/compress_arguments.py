@@ -1,6 +1,5 @@
 """What `compress.py` can be asked: its commands and their options. Nothing here imports torch."""
 
-from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 
 from command_line import CommandLineParser
@@ -84,7 +83,7 @@ def read_arguments(
     Raises:
         CommandLineError: If it cannot be used.
     """
-    parser = CommandLineParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = CommandLineParser(description=description)
     commands = parser.add_subparsers(required=True)
     for name, kind in COMMANDS.items():
         command = commands.add_parser(name, dataclass_types=kind, help=kind.__doc__, description=kind.__doc__)

@@ -26,7 +26,7 @@ from command_line import one_line_errors, what_to_do
 from publish_arguments import PublishArguments, read_arguments
 
 if __name__ == "__main__":
-    one_line_errors(read_arguments)()  # before the imports that take seconds: a typo is answered at once
+    one_line_errors(read_arguments)(__doc__)  # before the imports that take seconds: a typo is answered at once
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -141,7 +141,7 @@ def publish_model(target: Path, args: PublishArguments):
 
 @one_line_errors
 def main(arguments: list[str] | None = None):
-    args = read_arguments(arguments)
+    args = read_arguments(__doc__, arguments)
     if args.is_pushed:
         with hub_errors(args.repo_id):  # before any work
             HfApi().whoami()

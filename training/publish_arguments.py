@@ -48,15 +48,15 @@ class PublishArguments(FolderArguments):
         return "space" if self.space else "model"
 
 
-def read_arguments(arguments: list[str] | None = None) -> PublishArguments:
+def read_arguments(description: str, arguments: list[str] | None = None) -> PublishArguments:
     r"""
-    Read and check the command line.
+    Read and check the command line, whose help begins with a description.
 
     Raises:
         CommandLineError: If it cannot be used: an option is unknown or has an impossible value, or the model's folder
             is not there.
     """
-    (args,) = CommandLineParser(PublishArguments).parse(arguments)
+    (args,) = CommandLineParser(PublishArguments, description=description).parse(arguments)
     if (args.model is None) != args.space:
         raise CommandLineError("give the folder of a model with --model, or --space true.")
     if args.model is not None and not (Path(args.model).is_dir() or beside(Path(args.model), "old").is_dir()):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from command_line import CommandLineParser, check_first, one_line_errors
 
 if __name__ == "__main__":
-    check_first(__file__)  # before the imports that take seconds: a typo is answered at once
+    check_first(__file__, __doc__)  # before the imports that take seconds: a typo is answered at once
 
 import torch
 from datasets import Dataset

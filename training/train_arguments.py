@@ -5,7 +5,6 @@ The options of the model are the fields of the families' configs, those of train
 `PixelCNNTrainingArguments`, which is `TrainingArguments` of transformers with a few more.
 """
 
-import argparse
 import os
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -172,22 +171,10 @@ class Request(NamedTuple):
     recipe: str | None  # its text
 
 
-class Help(argparse.HelpFormatter):
-    """Help that names the type of a value, and its default if there is one."""
-
-    def _get_default_metavar_for_optional(self, action):
-        return getattr(action.type, "__name__", "value").removeprefix("<lambda>") or "value"
-
-    def _get_help_string(self, action):
-        is_said = action.default in (None, argparse.SUPPRESS, False) or not action.option_strings
-        return (action.help or "") + ("" if is_said else " (default: %(default)s)")
-
-
 def make_parser() -> CommandLineParser:
     return CommandLineParser(
         [DataArguments, ModelArguments, TrainingOptions],
         on_demand=TRAINING.keys() - set(COMMON),
-        formatter_class=Help,
         description="Train an image model on a data set from the Hub or a local folder.",
     )
 
