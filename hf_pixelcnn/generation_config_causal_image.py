@@ -2,7 +2,8 @@
 
 import math
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from transformers import (
     GenerationConfig,
@@ -19,26 +20,34 @@ from .configuration_causal_image import is_int
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
-# What each number may be, and how to say so.
+
+class NumberRange(NamedTuple):
+    """What a number may be, and how to say so."""
+
+    described: str
+    holds: Callable[[float], bool]
+    is_whole: bool = False
+    hint: str = ""
+
+
 RANGES = {
-    "temperature": ("above 0", lambda value: value > 0),
-    "top_k": ("at least 0 (0 keeps all levels)", lambda value: value >= 0),
-    "top_p": ("in (0, 1]", lambda value: 0 < value <= 1),
-    "min_p": ("in [0, 1]", lambda value: 0 <= value <= 1),
-    "guidance_scale": ("a finite number of at least 0", lambda value: 0 <= value < math.inf),
+    "temperature": NumberRange("above 0", lambda value: value > 0, hint="; use `do_sample=False` for modes"),
+    "top_k": NumberRange("at least 0 (0 keeps all levels)", lambda value: value >= 0, is_whole=True),
+    "top_p": NumberRange("in (0, 1]", lambda value: 0 < value <= 1),
+    "min_p": NumberRange("in [0, 1]", lambda value: 0 <= value <= 1),
+    "guidance_scale": NumberRange("a finite number of at least 0", lambda value: 0 <= value < math.inf),
 }
 
 
 def check_number(name: str, value: Any):
     """Raise unless a value is a number of the right type and range."""
-    if not (is_int(value) or (isinstance(value, float) and name != "top_k")):
-        raise TypeError(f"`{name}` must be {'an int' if name == 'top_k' else 'a number'}, got {value!r}.")
-    if is_int(value) and value > sys.float_info.max and name != "top_k":
+    allowed = RANGES[name]
+    if not (is_int(value) or (isinstance(value, float) and not allowed.is_whole)):
+        raise TypeError(f"`{name}` must be {'an int' if allowed.is_whole else 'a number'}, got {value!r}.")
+    if is_int(value) and value > sys.float_info.max and not allowed.is_whole:
         raise ValueError(f"`{name}` must be a number that a float can hold, got one of {value.bit_length()} bits.")
-    described, is_in_range = RANGES[name]
-    if not is_in_range(value):
-        hint = "; use `do_sample=False` for modes" if name == "temperature" else ""
-        raise ValueError(f"`{name}` must be {described}, got {value}{hint}.")
+    if not allowed.holds(value):
+        raise ValueError(f"`{name}` must be {allowed.described}, got {value}{allowed.hint}.")
 
 
 class PixelCNNGenerationConfig(GenerationConfig):

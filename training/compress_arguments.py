@@ -26,17 +26,6 @@ class CompressArguments:
 
 
 @dataclass
-class DecompressArguments:
-    """Write the images of a stream as PNG files."""
-
-    model: str = field(metadata={"help": "The model that compressed the images."})
-    input: str = field(metadata={"help": "File that `compress` wrote."})
-    output: str = field(metadata={"help": "PNG file for one image, or folder to make for all."})
-    max_dims: int = field(default=MAX_DIMS, metadata={"help": "Most dimensions, of all images, that a file may have."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
-
-
-@dataclass
 class VerifyArguments:
     """Decompress a stream, and say whether it is sound."""
 
@@ -44,6 +33,13 @@ class VerifyArguments:
     input: str = field(metadata={"help": "File that `compress` wrote."})
     max_dims: int = field(default=MAX_DIMS, metadata={"help": "Most dimensions, of all images, that a file may have."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, ...; by default an accelerator if any."})
+
+
+@dataclass(kw_only=True)
+class DecompressArguments(VerifyArguments):
+    """Write the images of a stream as PNG files."""
+
+    output: str = field(metadata={"help": "PNG file for one image, or folder to make for all."})
 
 
 @dataclass

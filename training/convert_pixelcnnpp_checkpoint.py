@@ -25,7 +25,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
-from hf_pixelcnn.training import InputError, all_written_beside, check_finite, held
+from hf_pixelcnn.training import InputError, all_written_beside, check_finite, held, is_new_or_empty
 
 # Names of layers in the port (regular expressions) and in this package.
 LAYERS = {
@@ -201,7 +201,7 @@ def read_tensors(path: str) -> dict[str, torch.Tensor]:
 
 def check_free(folder: Path):
     """Raise unless a folder is missing or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_new_or_empty(folder):
         raise InputError(f"{folder} exists already: choose a new or empty folder as --output_dir.")
 
 

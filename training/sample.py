@@ -43,6 +43,7 @@ from hf_pixelcnn.canvas_causal_image import bytes_to_draw, draw_noise
 from hf_pixelcnn.checks_causal_image import check_memory
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
 from hf_pixelcnn.pictures_causal_image import image_grid, images_of
+from hf_pixelcnn.pipeline_causal_image import mask_of
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
@@ -169,7 +170,7 @@ def read_picture_of_mask(path: str, height: int, width: int) -> torch.Tensor:
         mask = Image.open(path).convert("L")
     if mask.size != (width, height):
         raise InputError(f"--mask: {path} has {mask.height}×{mask.width} pixels, the images {height}×{width}.")
-    return torch.from_numpy(np.asarray(mask) >= 128)
+    return mask_of(mask)
 
 
 class Given(NamedTuple):

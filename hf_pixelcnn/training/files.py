@@ -97,9 +97,14 @@ def all_written_beside(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def is_new_or_empty(folder: Path) -> bool:
+    """Whether there is nothing at a path, or an empty folder."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def check_new_folder(folder: Path):
     """Raise unless a folder can be made, or is an empty one that another can replace."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_new_or_empty(folder):
         raise InputError(f"{folder} exists, and is not empty: --output must be a new or empty folder, or name a file.")
     if folder.is_mount() or folder.resolve() == Path.cwd():
         raise InputError(f"cannot write {folder}: --output must be a folder to make inside one that exists.")
