@@ -349,6 +349,15 @@ def test_mutations_replace_some_levels_by_any_of_them_anew_in_each_epoch(tmp_pat
     assert not np.array_equal(first, shown(mutated))
 
 
+def test_an_image_processor_of_other_levels_is_refused():
+    pictures = [Image.new("L", (6, 5), 200) for _ in range(3)]
+    rows = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    for made, asked in ((2, 256), (256, 2)):
+        with pytest.raises(training.InputError, match=f"processor makes {made} levels, but `num_levels` is {asked}"):
+            training.LevelDataset(rows, asked, PixelCNNImageProcessor(num_levels=made))
+    assert len(training.LevelDataset(rows, 2, PixelCNNImageProcessor(num_levels=2))) == 3
+
+
 def test_a_column_of_codes_is_found_and_keeps_its_values(codes):
     rows = training.load_split(codes, "train[4:]")
     assert training.find_image_column(rows.features) == ("grid", True)
