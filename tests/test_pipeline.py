@@ -170,7 +170,7 @@ def test_a_seed_stands_for_a_generator_and_classes_are_drawn_in_turn(pipe):
         with pytest.raises(ValueError, match="`seed` must be an int of 64 bits"):
             pipe(seed=seed)
     with pytest.raises(ValueError, match="`output_type` must be"):
-        pipe(output_type="array")
+        pipe(output_type="array", streamer=lambda *row: pytest.fail("it was drawn"))
 
 
 def test_images_to_complete_may_be_files_and_come_from_any_iterable(pipe, tmp_path):
