@@ -78,6 +78,24 @@ def test_completions_keep_what_is_kept_and_are_those_of_generate(gated, digit):
         assert last.sample_sizes == ([] if candidates == 1 else output.effective_sample_size.tolist())
 
 
+def test_while_there_are_candidates_the_first_of_them_is_shown(gated, digit, monkeypatch):
+    monkeypatch.setattr(actions, "SECONDS_BETWEEN_PICTURES", -1)  # every row
+    known = (torch.arange(28) > 13).expand(28, 28)
+    *growing, _ = actions.complete(gated, digit, known, 3, 1, 4, seed=1)
+    candidates = torch.zeros(4, 1, 28, 28, dtype=torch.long)
+    gated.model.generate(
+        pixel_values=digit,
+        class_ids=3,
+        known_mask=known,
+        num_resamples=4,
+        generator=seeded(1),
+        streamer=lambda images, row, levels: candidates[images, :, row].copy_(levels),
+    )
+    shown = np.asarray(growing[-1].pictures[0])
+    expected = [np.array_equal(shown, np.asarray(gated.picture_of(one[None]))) for one in candidates]
+    assert expected == [True, False, False, False]
+
+
 def test_candidates_stop_with_the_row_in_work(gated, digit, monkeypatch):
     generate, is_closed, rows = gated.model.generate, threading.Event(), []
 
