@@ -16,16 +16,8 @@ from .modeling_causal_image import CausalImagePreTrainedModel, ClassEmbedding
 
 
 def concat_elu(x: torch.Tensor) -> torch.Tensor:
-    """
-    ELU of x and of -x: twice the features.
-
-    Compiled code takes one exponential per number, that of -|x|: the other of the two is |x| itself.
-    """
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return F.elu(torch.cat((x, -x), dim=1))
-    is_positive = x > 0
-    below = F.elu(torch.where(is_positive, -x, x))  # not of -x.abs(), whose gradient at 0 is 0
-    return torch.cat((torch.where(is_positive, x, below), torch.where(is_positive, below, -x)), dim=1)
+    """ELU of x and of -x: twice the features."""
+    return F.elu(torch.cat((x, -x), dim=1))
 
 
 def shift_down(x: torch.Tensor) -> torch.Tensor:
