@@ -1,17 +1,22 @@
 """What the configurations of all families have in common, those of masked kernels, and those of gated blocks."""
 
+import difflib
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import Field, field, fields
 from typing import TYPE_CHECKING, TypeGuard
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 MAX_SCALED_LEVELS = 256
 MAX_EMBEDDED_LEVELS = 16384
 NO_NAMES = {0: "LABEL_0", 1: "LABEL_1"}  # what transformers calls the classes of a model that says nothing about them
 FORMAT_VERSION = 1  # of `config.json`; raised when files written from then on mean something else to older code
+
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 
 def is_int(value: object) -> TypeGuard[int]:
@@ -111,6 +116,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
         generative_weight (`float`, defaults to 0.5):
             Share of the generative term in the loss of a classifier, 0 to 1; the rest is cross-entropy.
 
+    As in transformers, other keywords are kept and have no effect; one that is nearly a field gives a warning.
+
     Raises:
         ValueError: If `num_labels` is no number of classes, or another one than `num_classes`.
         huggingface_hub.errors.StrictDataclassError: If a field has the wrong type or a value that no network can be
@@ -164,6 +171,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
         if "custom_pipelines" in kwargs:
             kwargs["custom_pipelines"] = SavedPipelines(kwargs["custom_pipelines"])
         num_labels = kwargs.pop("num_labels", None)
+        if not kwargs.pop("_is_saved", False):
+            self.warn_of_misspelt(kwargs)
         if self.num_classes == 0:
             self.num_classes = agreed_num_classes(num_labels=num_labels, id2label=self.id2label) or 0
         else:
@@ -207,7 +216,17 @@ class CausalImageModelingConfig(PreTrainedConfig):
             }
         if num_classes is not None:
             overrides["num_classes"] = num_classes
-        return super().from_dict({**config_dict, **overrides}, **kwargs)
+        return super().from_dict({**config_dict, **overrides, "_is_saved": True}, **kwargs)
+
+    @classmethod
+    def warn_of_misspelt(cls, names: Iterable[str]):
+        """Warn of keywords that are no fields, which a config keeps as transformers does, but nearly: a slip."""
+        known = [field.name for field in cls.own_fields()]
+        for name in names:
+            if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+                logger.warning_once(
+                    f"{cls.__name__} has no field `{name}`: it has no effect. The nearest is `{near[0]}`."
+                )
 
     @property
     def num_channel_groups(self) -> int:

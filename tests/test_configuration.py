@@ -42,6 +42,22 @@ def test_a_configuration_that_cannot_work_is_refused_when_it_is_made():
                 family.config_class(**config)
 
 
+def test_a_misspelt_field_gives_a_warning_unless_a_saved_config_brings_it(tmp_path, caplog):
+    config = PixelCNNConfig(hidden_sizes=32, note="kept", num_labels=3, temperature=2.0, torch_dtype="float32")
+    assert [record.getMessage() for record in caplog.records] == [
+        "PixelCNNConfig has no field `hidden_sizes`: it has no effect. The nearest is `hidden_size`."
+    ]
+    assert (config.hidden_size, config.hidden_sizes, config.note) == (128, 32, "kept")
+    config.save_pretrained(tmp_path)
+    caplog.clear()
+    config.num_chanels = 3
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert (again.num_chanels, again.hidden_sizes, again.note) == (3, 32, "kept")
+    assert not hasattr(again, "_is_saved")
+    assert not caplog.records
+
+
 def test_kernels_and_channel_groups_that_cannot_work_are_refused():
     cases = [
         ({"kernel_size": 3.0}, "kernel_size"),
