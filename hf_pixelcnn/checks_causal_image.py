@@ -5,7 +5,9 @@ import os
 from collections.abc import Iterator
 from numbers import Integral
 
+import numpy as np
 import torch
+from PIL import Image
 
 from .configuration_causal_image import CausalImageModelingConfig, is_int
 
@@ -174,6 +176,30 @@ def class_ids_of(classes: object, config: CausalImageModelingConfig) -> torch.Te
     return classes.long().reshape(-1)
 
 
+def mask_of(mask: object) -> torch.Tensor:
+    r"""
+    Read what a user gives as a mask of what is known.
+
+    Args:
+        mask: A bool tensor or array, nested lists of bools, or a picture: True where it is at least half white.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L")) >= 128
+    if isinstance(mask, np.ndarray | list):
+        mask = np.array(mask)  # what torch can share: writable, in one piece
+        mask = torch.from_numpy(mask) if mask.dtype == bool else mask
+    if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+        return mask
+    numbers = " Of numbers: `mask > 0`." if isinstance(mask, torch.Tensor | np.ndarray) else ""
+    raise ValueError(
+        "`known_mask` must be True where a level is kept: a bool tensor or array, or a picture that is white there, "
+        f"got {getattr(mask, 'dtype', type(mask).__name__)}.{numbers}"
+    )
+
+
 def class_ids_for(
     classes: object | None, batch_size: int, config: CausalImageModelingConfig, device: torch.device
 ) -> torch.Tensor | None:
@@ -248,4 +274,5 @@ __all__ = [
     "computable",
     "evaluation_mode",
     "fits_in_memory",
+    "mask_of",
 ]

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.utils import GENERATION_CONFIG_NAME, logging
@@ -20,7 +22,15 @@ from transformers.utils.hub import cached_file
 
 from .caching_causal_image import device_of
 from .canvas_causal_image import DrawRequest, Given, SampledCanvas, bytes_to_draw, checked_processor, draw_noise
-from .checks_causal_image import check_count, check_levels, check_memory, class_ids_for, class_ids_of, computable
+from .checks_causal_image import (
+    check_count,
+    check_levels,
+    check_memory,
+    class_ids_for,
+    class_ids_of,
+    computable,
+    mask_of,
+)
 from .configuration_causal_image import CausalImageModelingConfig, as_height_and_width, is_int
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, levels_from_noise
@@ -105,7 +115,7 @@ class CausalImageGenerationMixin(torch.nn.Module):
     def generate(
         self,
         pixel_values: torch.Tensor | None = None,
-        known_mask: torch.Tensor | None = None,
+        known_mask: torch.Tensor | np.ndarray | Image.Image | None = None,
         class_ids: torch.Tensor | list[int | str] | int | str | None = None,
         num_images: int | None = None,
         image_size: int | tuple[int, int] | None = None,
@@ -129,10 +139,11 @@ class CausalImageGenerationMixin(torch.nn.Module):
         Args:
             pixel_values (integer `torch.Tensor` of shape `(batch, channels, height, width)`, *optional*):
                 Images given in part; needs `known_mask`. A batch of one expands to `num_images`.
-            known_mask (`torch.BoolTensor`, broadcastable to `pixel_values`):
-                True where a level is given and kept; values elsewhere are ignored. Exact conditioning when all given
-                dimensions precede all free ones in raster order; otherwise a free dimension is drawn given its past
-                alone, whatever is given after it; `num_resamples` then draws several completions and keeps a good one.
+            known_mask (bool tensor or array, broadcastable to `pixel_values`, or a picture, *optional*):
+                True, or at least half white, where a level is given and kept; values elsewhere are ignored. Exact
+                conditioning when all given dimensions precede all free ones in raster order; otherwise a free dimension
+                is drawn given its past alone, whatever is given after it; `num_resamples` then draws several
+                completions and keeps a good one.
             class_ids (`torch.LongTensor` of shape `(batch,)`, a list, an `int` or a `str`, *optional*):
                 Classes for a conditional model, by id or by name; -1 for none. One class expands to `num_images`.
             num_images (`int`, *optional*):
@@ -419,9 +430,7 @@ class CausalImageGenerationMixin(torch.nn.Module):
             raise ValueError(f"`{there}` needs `{missing}`: the levels to keep, and a mask of where to keep them.")
         if known_mask is None:
             return None
-        if not isinstance(known_mask, torch.Tensor) or known_mask.dtype != torch.bool:
-            kind = known_mask.dtype if isinstance(known_mask, torch.Tensor) else type(known_mask).__name__
-            raise ValueError(f"`known_mask` must be a torch.BoolTensor, got {kind}.")
+        known_mask = mask_of(known_mask)
         try:
             given_mask = known_mask.expand(shape)
         except RuntimeError:

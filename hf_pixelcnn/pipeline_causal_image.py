@@ -35,13 +35,6 @@ def are_requests(num_images: Any) -> bool:
     return not is_one and (isinstance(num_images, Iterable) or hasattr(num_images, "__getitem__"))
 
 
-def mask_of(mask: Any) -> torch.Tensor:
-    """A mask as a tensor; of a picture what is at least half white is True."""
-    if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L")) >= 128
-    return mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
-
-
 def picture(image: Any) -> Any:
     """The picture that a path or URL names, or that a row of a data set has; anything else as it is."""
     if isinstance(image, dict):
@@ -234,13 +227,13 @@ class PixelCNNImagePipeline(Pipeline):
         return {}, kwargs, {}
 
     def preprocess(self, inputs: dict) -> dict:
-        """Images to levels, masks to tensors."""
+        """Images to levels; files to pictures."""
         request = {name: value for name, value in inputs.items() if value is not None}
         if "images" in request:
             images = self.loaded(request.pop("images"))
             request["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
         if "known_mask" in request:
-            request["known_mask"] = mask_of(picture(request["known_mask"]))
+            request["known_mask"] = picture(request["known_mask"])
         return request
 
     def _forward(self, inputs: dict, **generate_kwargs) -> dict:

@@ -4,6 +4,7 @@ import inspect
 import pydoc
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, build_model
@@ -141,8 +142,15 @@ def test_wrong_arguments_of_generate():
 def test_wrong_images_to_complete():
     model = build_model("pixelcnn", num_levels=4)
     given, mask = levels(2, 1, 5, 6), torch.ones(5, 6, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"`known_mask` must be a torch.BoolTensor, got torch.float32"):
-        model.generate(pixel_values=given, known_mask=mask.float())
+    for wrong, got in [
+        (mask.float(), "torch.float32. Of numbers: `mask > 0`"),
+        (mask.numpy().astype(np.uint8), "uint8. Of numbers"),
+        ("mask.png", "str."),
+        ([[1, 0], [0, 1]], "int64. Of numbers"),
+        ([["a"]], "<U1"),
+    ]:
+        with pytest.raises(ValueError, match=rf"`known_mask` must be True where .*, or a picture .*, got {got}"):
+            model.generate(pixel_values=given, known_mask=wrong)
     with pytest.raises(ValueError, match=r"`known_mask` must be broadcastable to the images drawn.*got \(6, 5\)"):
         model.generate(pixel_values=given, known_mask=mask.T)
     with pytest.raises(ValueError, match="disagree about the number of images"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from benchmark import noise_rule_violations, peak_bytes
 from conftest import FAMILIES, SAMPLERS, WITH_CHANNEL_GROUPS, build_model, conditions, random_inputs, seeded
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import LogitsProcessor
@@ -462,6 +463,9 @@ def test_completions_are_the_same_for_all_samplers_and_for_one_image_expanded(fa
     assert not torch.equal(drawn[0][0], drawn[0][1])
     alone = model.generate(pixel_values=given, known_mask=upper, generator=seeded(2))
     assert torch.equal(alone[0], drawn[0][2])
+    picture = Image.fromarray(np.where(upper, 128, 127).astype(np.uint8))
+    for mask in (upper.numpy(), upper.tolist(), picture, picture.convert("RGB")):
+        assert torch.equal(model.generate(pixel_values=given, known_mask=mask, generator=seeded(2)), alone)
 
 
 def test_settings_change_the_image_in_the_same_way_for_all_samplers(family):

@@ -40,10 +40,9 @@ from PIL import Image
 
 from hf_pixelcnn import LivePreview, animation
 from hf_pixelcnn.canvas_causal_image import bytes_to_draw, draw_noise
-from hf_pixelcnn.checks_causal_image import check_memory
+from hf_pixelcnn.checks_causal_image import check_memory, mask_of
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
 from hf_pixelcnn.pictures_causal_image import image_grid, images_of
-from hf_pixelcnn.pipeline_causal_image import mask_of
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
@@ -86,7 +85,10 @@ class SamplingArguments:
     )
     batch_size: int = field(default=64, metadata={"help": "Images drawn at once; changes only the time."})
     columns: int | None = field(default=None, metadata={"help": "Images per row of the picture."})
-    sampler: str = field(default="cached", metadata={"help": "How to draw, see `generate`."})
+    sampler: str = field(
+        default="cached",
+        metadata={"help": "How to draw, see `generate`.", "choices": ("cached", "fixed_point", "naive")},
+    )
     temperature: float | None = field(default=None, metadata={"help": "Divides the log-probabilities."})
     top_k: int | None = field(default=None, metadata={"help": "Keep only the most probable levels; 0 keeps all."})
     top_p: float | None = field(default=None, metadata={"help": "Keep the smallest set with this probability."})
