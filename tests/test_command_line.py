@@ -19,10 +19,11 @@ import train
 import train_arguments
 from command_line import CommandLineError, CommandLineParser, options_of
 from conftest import ROOT
-from declared_fields import fields_of_configs, fields_of_training_arguments
+from declared_fields import fields_of_configs, fields_of_script, fields_of_training_arguments
 from places import check_places
 
 import hf_pixelcnn
+from hf_pixelcnn.sampling_causal_image import SAMPLERS
 from hf_pixelcnn.training import InputError, PixelCNNTrainingArguments
 
 pytestmark = pytest.mark.versions
@@ -130,6 +131,7 @@ def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
             "x",
         ): "error: unknown argument '--modle', the nearest is --model; `--help`",
         ("publish.py", "--model", "model_cards/pixelcnn-mist"): "no folder model_cards/pixelcnn-mist, the nearest is",
+        ("sample.py", "--model", "x/y", "--sampler", "cashed"): "error: argument --sampler: invalid choice: 'cashed' (",
         ("demo.py", "--max_step", "3"): "error: unknown argument '--max_step', the nearest is --max_steps; `--help`",
         ("score.py", "--dataset", "mnist", "--model", "./runs/x"): "error: `model`: there is no folder ./runs/x.",
     }.items():
@@ -234,6 +236,7 @@ def test_a_value_of_another_type_in_a_recipe_is_refused_by_the_name_of_its_key(t
         "bf16: 3": "must be bool, got 3",
         "bf16: maybe": "must be bool, got 'maybe'",
         "label_names: [3]": r"must be list\[str\], got \[3\]",
+        "class_prior: [true]": r"must be list\[float \| str\], got \[True\]",
         "lr_scheduler_kwargs: [1]": r"must be dict or str .* got \[1\]",
         "eval_strategy: no": r"must be one of no, steps, epoch \(in quotes .*\), got False",
         "logging_strategy: no": r"must be one of no, steps, epoch \(in quotes .*\), got False",
@@ -265,6 +268,27 @@ def test_a_field_goes_to_the_config_of_a_family_that_has_it():
     arguments.model_type = "gated_pixelcnn"
     with pytest.raises(InputError, match="--weight_norm is for pixelcnn_pp, pixelsnail; a gated_pixelcnn has no such"):
         train.new_model(arguments, None)
+
+
+def test_the_samplers_to_choose_from_are_those_of_the_package():
+    assert fields_of_script(sample.__file__)["sampler"].metadata["choices"] == tuple(sorted(SAMPLERS))
+
+
+def test_a_prior_of_classes_is_probabilities_or_a_word(tmp_path):
+    def prior_of(*words, recipe=""):
+        return train.fields_of_classifier(parse_recipe(tmp_path, recipe, *words)[1]).get("class_prior")
+
+    assert prior_of() is None
+    assert prior_of("--class_prior", "0.5", "0.3", "0.2") == [0.5, 0.3, 0.2]
+    assert prior_of("--class_prior", "learned") == prior_of(recipe="class_prior: learned") == "learned"
+    assert prior_of(recipe="class_prior: [0.5, 1e-1, .4]") == [0.5, 0.1, 0.4]
+    for words in ("lerned", "0.5 half", "learned learned", "0.5 learned"):
+        with pytest.raises(CommandLineError, match=f"must be the probability of each class .* `learned`, got {words}"):
+            prior_of("--class_prior", *words.split())
+    model = parse_recipe(tmp_path, "", "--generative_weight", "0", "--class_prior", "0.25", "0.75")[1]
+    assert train.new_model(model, ["a", "b"]).config.class_prior == [0.25, 0.75]
+    with pytest.raises(InputError, match=r"one probability for each of the 3 classes .*, got 2"):
+        train.new_model(model, ["a", "b", "c"])
 
 
 def test_a_new_classifier_has_no_dropout_unless_asked_for():

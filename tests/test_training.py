@@ -722,6 +722,15 @@ def test_a_model_is_fine_tuned_as_a_classifier(tmp_path, digits_words):
         cross_entropies.append(scores["classification"]["cross_entropy"])
     assert cross_entropies[1] < 0.9 * cross_entropies[0]
 
+    prior = [0.1, 0.3, *[0.075] * 8]
+    words = [*data, "--model_name_or_path", str(tmp_path / "start"), "--max_steps", "1", "--class_prior"]
+    message = one_line_error(train.main, [*words, "learned", "--output_dir", tmp_path / "run"])
+    assert "--class_prior cannot go with --model_name_or_path: " in message
+    words += [*map(str, prior), "--generative_weight", "0.5", "--class_temperature", "2"]
+    train.main([*words, "--output_dir", str(tmp_path / "run")])
+    config = AutoModel.from_pretrained(tmp_path / "run").config
+    assert (config.class_prior, config.class_temperature) == (prior, 2)
+
 
 def test_a_model_whose_classes_have_no_names_takes_those_of_the_data(tmp_path, digits_words):
     data = digits_words[: digits_words.index("--image_size")]

@@ -40,6 +40,8 @@ class _OneSpelling:
             return
         if options.get("type") is string_to_bool:
             options["metavar"] = "true|false"
+        if options.get("type") == float | str:
+            options["type"] = number_or_word
         self.parser.add_argument(name, **options)
 
 
@@ -208,6 +210,14 @@ def shown(value: object) -> str:
         return "an integer of thousands of digits"
 
 
+def number_or_word(word: str) -> float | str:
+    """An item of a list that may hold numbers and words."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
 def types_in(hint) -> list:
     """The types that a type hint allows, except `None`."""
     types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -234,7 +244,8 @@ def typed(value: object, action: argparse.Action, kinds: list):
         ValueError, TypeError or argparse.ArgumentTypeError: If the argument cannot have this value.
     """
     if action.nargs == "+":
-        return [typed_item(item, action, [action.type]) for item in (value if isinstance(value, list) else [value])]
+        kinds = [kind for hint in kinds for item in get_args(hint) for kind in types_in(item)]  # those of the items
+        return [typed_item(item, action, kinds) for item in (value if isinstance(value, list) else [value])]
     return typed_item(value, action, kinds)
 
 

@@ -169,6 +169,17 @@ def least_weights(config: PreTrainedConfig) -> int:
     return config.num_hidden_layers * of_layer + of_head + (first**2 // 2 + config.num_classes) * config.hidden_size
 
 
+def fields_of_classifier(args: ModelArguments) -> dict:
+    """The fields of a config that were given and that only a classifier reads."""
+    prior = "learned" if args.class_prior == ["learned"] else args.class_prior
+    fields = {
+        "generative_weight": args.generative_weight,
+        "class_prior": prior,
+        "class_temperature": args.class_temperature,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrainedModel:
     r"""
     A model with random weights.
@@ -183,6 +194,7 @@ def new_model(args: ModelArguments, names: list[str] | None, **given) -> PreTrai
     auto_class = AutoModel if args.generative_weight is None else AutoModelForImageClassification
     own = ("model_name_or_path", "model_type", "class_conditional", "num_classes", "image_size")
     chosen = {key: value for key, value in asdict(args).items() if key not in own and value is not None} | given
+    chosen |= fields_of_classifier(args)
     for name in sorted(chosen.keys() - field_names(config_class)):
         others = [key for key, other in FAMILIES.items() if name in field_names(other.config_class)]
         raise InputError(f"--{name} is for {', '.join(others)}; a {family} has no such field.")
@@ -251,7 +263,7 @@ def start_of_saved(data_args: DataArguments, args: ModelArguments, rows: Rows) -
     if args.class_conditional and (names := new_classes(data_args, saved.config, rows)):
         fields |= {"id2label": dict(enumerate(names)), "ignore_mismatched_sizes": True}
     if args.generative_weight is not None:
-        fields |= {"generative_weight": args.generative_weight, "dropout": 0.0}  # what a classifier is trained with
+        fields |= {**fields_of_classifier(args), "dropout": 0.0}  # what a classifier is trained with
         model = load_classifier(path, **fields)
     else:
         model = load_model(path, **fields)[0] if fields else saved

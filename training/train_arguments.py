@@ -19,7 +19,6 @@ OUTPUT_FILES = ("config.json", "model.safetensors", "results.json", "samples.png
 CHOICES = {  # of fields of configs
     "output_distribution": ("bernoulli", "categorical", "logistic_mixture"),
     "input_encoding": ("scaled", "embedding"),
-    "class_prior": ("learned",),
     "recurrence": ("row_lstm", "diagonal_bilstm"),
 }
 COMMON = [  # options of `PixelCNNTrainingArguments` that `--help` lists
@@ -124,6 +123,20 @@ class ChosenArguments:
         default=None,
         metadata={"help": "Train a classifier: weight of the likelihood of the image against that of its class."},
     )
+    class_prior: list[float | str] | None = field(
+        default=None,
+        metadata={
+            "help": "Of a classifier: probability of each class as in 0.5 0.3 0.2, or `learned`; by default equal ones."
+        },
+    )
+
+    def __post_init__(self):
+        words = [item for item in self.class_prior or [] if isinstance(item, str)]
+        if words and self.class_prior != ["learned"]:
+            raise ValueError(
+                "--class_prior must be the probability of each class as in 0.5 0.3 0.2, or `learned`, got "
+                f"{' '.join(map(str, self.class_prior))}."
+            )
 
 
 def config_options(known: set[str]) -> list[tuple]:
@@ -246,11 +259,14 @@ def check_arguments(data: DataArguments, model, training):
 
 def check_nothing_new(data: DataArguments, model):
     """Raise if an argument describes a new model or image processor although saved ones are given."""
-    kept = ("model_name_or_path", "class_conditional", "generative_weight", "image_size")
+    kept = ["model_name_or_path", "class_conditional", "generative_weight", "image_size"]
+    if model.generative_weight is not None:
+        kept += ["class_prior", "class_temperature"]
     given = [name for name, value in asdict(model).items() if name not in kept and value is not None]
     given += [name for name in ("binarization", "threshold") if getattr(data, name) is not None]
     if given:
         raise CommandLineError(
             f"--{given[0]} cannot go with --model_name_or_path: the model keeps its layers and its image processor, "
-            "except for their --image_size and its classes (--class_conditional)."
+            "except for their --image_size, its classes (--class_conditional) and, as a classifier "
+            "(--generative_weight), --class_prior and --class_temperature."
         )
