@@ -600,11 +600,10 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         self, pixel_values: torch.Tensor, class_ids: torch.Tensor | None, output_hidden_states: bool | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """Parameters of the output distribution of every dimension, and the hidden states if asked for."""
-        network = type(self.model).__name__
         otherwise = (
             " In training, `class_column` of the collator says where they are. Features need no class, but the network "
-            f"without its head: `{network}.from_pretrained(...)`, which "
-            '`pipeline("image-feature-extraction", model=..., image_processor=...)` takes.'
+            'without its head: `pipeline("image-feature-extraction", '
+            f"model={type(self.model).__name__}.from_pretrained(folder), image_processor=folder)`."
         )
         check_asked_of_classes(class_ids, self.config, otherwise)
         features = self.model(

@@ -121,16 +121,27 @@ def test_an_image_processor_of_another_model_is_refused(folder, pipe):
             pipeline("unconditional-image-generation", model=folder)
 
 
-def test_feature_extraction_gives_the_features_of_images_without_a_class(folder, pipe, family):
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_feature_extraction_gives_the_features_of_images_without_a_class(family, num_classes, tmp_path):
+    folder, processor = str(tmp_path), PixelCNNImageProcessor(num_levels=4)
+    model = build_model(family, num_levels=4, num_classes=num_classes).eval()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     images = [Image.fromarray(np.random.default_rng(i).integers(256, size=(5, 6), dtype=np.uint8)) for i in (0, 1)]
     network = FAMILIES[family].model_class.from_pretrained(folder)
-    extract = pipeline("image-feature-extraction", model=network, image_processor=pipe.image_processor, device="cpu")
-    features = extract(images, return_tensors=True)
-    levels = pipe.image_processor(images, return_tensors="pt")["pixel_values"]
-    expected = pipe.model.model(levels, class_ids=torch.tensor([-1, -1])).last_hidden_state
-    torch.testing.assert_close(torch.cat(features), expected)
+    extract = pipeline("image-feature-extraction", model=network, image_processor=folder, device="cpu")
+    features = torch.cat(extract(images, return_tensors=True))
+    levels = processor(images, return_tensors="pt")["pixel_values"]
+    class_ids = torch.tensor([-1, -1]) if num_classes else None
+    torch.testing.assert_close(features, model.model(levels, class_ids=class_ids).last_hidden_state)
+
     extract = pipeline("image-feature-extraction", model=folder, device="cpu")  # by AutoModel, which has a head
-    with pytest.raises(ValueError, match=rf"Features need no class.*`{type(network).__name__}\.from_pretrained"):
+    if num_classes == 0:
+        logits = extract(images[0], return_tensors=True)
+        torch.testing.assert_close(logits, model(levels[:1]).logits)
+        return
+    call = rf'"image-feature-extraction", model={type(network).__name__}\.from_pretrained\(folder\), image_processor='
+    with pytest.raises(ValueError, match=rf"Features need no class.*`pipeline\({call}folder\)`"):
         extract(images[0])
 
 
