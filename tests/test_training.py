@@ -33,7 +33,13 @@ from hf_pixelcnn import (
     PixelCNNImageProcessor,
     training,
 )
-from hf_pixelcnn.training import InputError, PixelCNNTrainer, PixelCNNTrainingArguments, last_checkpoint
+from hf_pixelcnn.training import (
+    DataCollatorForCausalImageModeling,
+    InputError,
+    PixelCNNTrainer,
+    PixelCNNTrainingArguments,
+    last_checkpoint,
+)
 
 pytestmark = [pytest.mark.versions, pytest.mark.slow]
 
@@ -104,6 +110,55 @@ def test_accumulating_twice_four_images_equals_a_batch_of_eight(tmp_path):
     assert len(losses) == 6
     assert losses == pytest.approx(accumulated_losses, abs=1e-6)
     assert_same(weights, accumulated_weights, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_takes_the_collator_and_each_of_several_data_sets(tmp_path):
+    rows = [{**image, "label": index % 3} for index, image in enumerate(random_images(8))]
+    model = strengthen_classes(gated_model(num_classes=3))
+    args = {"per_device_train_batch_size": 4, "max_steps": 1, "report_to": [], "use_cpu": True}
+    trainer = PixelCNNTrainer(
+        model,
+        PixelCNNTrainingArguments(str(tmp_path), remove_unused_columns=False, **args),
+        DataCollatorForCausalImageModeling(class_column="label"),
+        train_dataset=rows,
+        eval_dataset={"first": rows[:4], "last": rows[4:]},
+    )
+    metrics = trainer.evaluate()
+    for name, own in [("first", rows[:4]), ("last", rows[4:])]:
+        batch = {name: torch.tensor(np.stack([row[name] for row in own])) for name in ("pixel_values", "label")}
+        nats = -model.log_prob(batch["pixel_values"], class_ids=batch["label"]).mean().item()
+        assert metrics[f"eval_{name}_loss"] == pytest.approx(nats, rel=1e-5)
+    trainer.train()  # and evaluates after its epoch
+    trainer.eval_dataset = None
+    with pytest.raises(ValueError, match="`eval_dataset` is needed"):
+        trainer.evaluate()
+
+
+def test_the_clock_stands_still_between_training_and_evaluation(tmp_path):
+    images = random_images(8)
+    trainer = trainer_for(tmp_path, gated_model(), images, eval_images=images, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[-1]["seconds"] > 0
+    trainer.evaluate()
+    assert "seconds" not in trainer.state.log_history[-1]
+
+
+def test_the_commit_is_that_of_this_package_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    shutil.copy(training.records.__file__, tmp_path / "records.py")
+    monkeypatch.setattr(training.records, "__file__", str(tmp_path / "records.py"))
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "somebody's own work")
+    assert training.records.git_commit() is None
+    git("add", "records.py")
+    git("commit", "-q", "-m", "ours")
+    assert len(training.records.git_commit()) == 40
+    (tmp_path / "records.py").write_text("# changed")
+    assert training.records.git_commit().endswith("+changes")
 
 
 @pytest.fixture

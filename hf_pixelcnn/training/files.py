@@ -33,7 +33,8 @@ def held(folder: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows removes no open file, and this one itself when released
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

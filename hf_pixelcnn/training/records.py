@@ -14,13 +14,15 @@ PACKAGES = ("hf_pixelcnn", "torch", "transformers", "datasets", "accelerate", "n
 
 
 def git_commit() -> str | None:
-    """Commit of the source folder, with `+changes` if files differ from it; `None` outside a git repository."""
+    """Commit of this package, with `+changes` if files differ from it; `None` where it is not what git tracks."""
+    here = Path(__file__).resolve()
 
     def git(*words):
-        folder = Path(__file__).resolve().parent
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", here.name)  # fails if only a folder further up is somebody's repository
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

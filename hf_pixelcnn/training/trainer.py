@@ -19,12 +19,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
 
-from ..checks_causal_image import check_count
+from ..checks_causal_image import check_count, evaluation_mode
 from ..modeling_causal_image import CausalImageLikelihood
 from .checkpoints import EMA_FILE, STATE_FILE, check_whole, is_finished, last_checkpoint, state_of
 from .errors import InputError
 from .files import all_written_beside
-from .level_dataset import LevelDataset, check_seed, collate_levels
+from .level_dataset import LevelDataset, check_seed, collate_classes, collate_levels
 from .records import has_fast_bfloat16
 from .scoring import metrics_of, nats_per_image
 
@@ -223,8 +223,9 @@ class PixelCNNTrainer(Trainer):
     Args:
         model: A model with `log_prob`.
         args ([`PixelCNNTrainingArguments`]): Arguments.
-        data_collator: For training batches; [`collate_levels`] by default, [`collate_classes`] for a classifier.
-        kwargs: As for `Trainer`; the data set for evaluation is a `torch.utils.data.Dataset` of known length.
+        data_collator: [`collate_levels`] by default, [`collate_classes`] for a classifier (its evaluation, a likelihood,
+            has batches of [`collate_levels`]), [`DataCollatorForCausalImageModeling`] for images of a mapped processor.
+        kwargs: As for `Trainer`; a data set for evaluation is a `torch.utils.data.Dataset` of known length.
     """
 
     args: PixelCNNTrainingArguments
@@ -268,7 +269,10 @@ class PixelCNNTrainer(Trainer):
         if resume_from_checkpoint and is_finished(self.args, resume_from_checkpoint):
             return self._take_over(resume_from_checkpoint)
         self.started = clocks()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            self.started = None
 
     def _take_over(self, checkpoint: str) -> TrainOutput:
         """The end of a finished run: its weights and its log."""
@@ -314,7 +318,7 @@ class PixelCNNTrainer(Trainer):
     @torch.no_grad()
     def evaluate(
         self,
-        eval_dataset: LevelDataset | None = None,
+        eval_dataset: LevelDataset | dict[str, LevelDataset] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -322,32 +326,38 @@ class PixelCNNTrainer(Trainer):
         Score a split with the averaged weights, if there are any.
 
         Args:
-            eval_dataset ([`LevelDataset`] or another of known length, *optional*): By default the trainer's own.
+            eval_dataset ([`LevelDataset`] or another of known length, or a `dict` of some, *optional*): By default the
+                trainer's own. The name of each in a `dict` follows the prefix, as in `eval_digits_loss`.
             ignore_keys: Not used; no outputs are collected.
             metric_key_prefix (`str`): Start of the names of the metrics.
 
         Returns:
             `dict` with `eval_loss` (nats per dimension), `eval_bits_per_dim`, `eval_nats_per_image` and speeds.
+
+        Raises:
+            ValueError: If there is no data set.
         """
         images = self.eval_dataset if eval_dataset is None else eval_dataset
+        if images is None:
+            raise ValueError("`eval_dataset` is needed: give it to `evaluate`, or when the trainer is made.")
+        if isinstance(images, dict):
+            scores = [self.evaluate(own, ignore_keys, f"{metric_key_prefix}_{name}") for name, own in images.items()]
+            return {name: value for metrics in scores for name, value in metrics.items()}
         args, start = self.args, time.time()
         own_share = torch.utils.data.Subset(images, range(args.process_index, len(images), args.world_size))
         loader = DataLoader(
             own_share,
             args.eval_batch_size,
-            collate_fn=collate_levels,
+            collate_fn=collate_levels if self.data_collator is collate_classes else self.data_collator,
             num_workers=args.dataloader_num_workers,
             generator=torch.Generator(),  # training draws the same numbers with and without evaluation
         )
-        was_training = self.model.training
-        self.model.eval()
         self.callback_handler.eval_dataloader = loader  # pyright: ignore[reportAttributeAccessIssue] - begins as None
         sums = torch.zeros(3, dtype=torch.float64, device=args.device)  # nats, images, dimensions
-        with self.averaged_weights():
+        with self.averaged_weights(), evaluation_mode(self.model):
             for batch in loader:
                 sums += self._score_batch(batch)
                 self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
-        self.model.train(was_training)
         nats, num_images, num_dims = map(float, self.accelerator.reduce(sums, "sum"))
         values = metrics_of(nats, int(num_images), int(num_dims))
         values = {"loss": values.pop("nats_per_dim"), **values}
