@@ -62,11 +62,24 @@ def check_memory(what: str, size: int, device: torch.device):
         raise torch.OutOfMemoryError(f"{what} takes at least {size:,} bytes of memory on {device}: more than is free.")
 
 
-def check_draws(model):
-    """Raise unless `model` can draw images; its class may be a copy of ours that came with a checkpoint."""
-    if not hasattr(model, "generate"):
-        name = type(model).__name__
+def drawing_network(model):
+    r"""
+    The network of a model that can draw images.
+
+    Args:
+        model: A `...ForCausalImageModeling`, what `torch.compile` made of one, or a `PeftModel` around one. Its class
+            may be a copy of ours that came with a checkpoint.
+
+    Raises:
+        TypeError: If `model` is something else.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    if not hasattr(inner, "generate"):
+        name = type(inner).__name__
         raise TypeError(f"`model` must be a ...ForCausalImageModeling, which can draw images, got {name}.")
+    return inner
 
 
 def check_processor(processor, config: CausalImageModelingConfig):
@@ -265,13 +278,13 @@ __all__ = [
     "check_class_ids",
     "check_class_labels",
     "check_count",
-    "check_draws",
     "check_levels",
     "check_memory",
     "check_processor",
     "class_ids_for",
     "class_ids_of",
     "computable",
+    "drawing_network",
     "evaluation_mode",
     "fits_in_memory",
     "mask_of",

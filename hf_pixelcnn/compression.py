@@ -31,7 +31,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .canvas_causal_image import Canvas
-from .checks_causal_image import check_draws, check_levels, class_ids_for, fits_in_memory
+from .checks_causal_image import check_levels, class_ids_for, drawing_network, fits_in_memory
 from .compressed_stream import (
     MAX_THREADS,
     CompressedStream,
@@ -63,7 +63,6 @@ def load_coder():
 
 def identity(model) -> dict[str, str]:
     """What must be the same for decoding: fields of [`StreamHeader`]."""
-    check_draws(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("Compression needs all weights of the model in memory; some are offloaded.")
     settings = [model.config.model_type, model.config.likelihood_settings()]
@@ -388,7 +387,8 @@ def compress(
     extra `hf_pixelcnn[compression]`.
 
     Args:
-        model: A `...ForCausalImageModeling`. It runs in evaluation mode and is set back afterwards.
+        model: A `...ForCausalImageModeling`, compiled or with adapters, too. It runs in evaluation mode and is set back
+            afterwards.
         pixel_values (integer `torch.Tensor` of shape `(images, channels, height, width)`):
             Levels of any number of images of one size, any integer dtype; at most 4,096 wide.
         class_ids (`torch.LongTensor` of shape `(images,)`, a list, an `int` or a `str`, *optional*):
@@ -408,6 +408,7 @@ def compress(
     load_coder()
     if not isinstance(comment, bytes):
         raise TypeError(f"`comment` must be bytes, got {type(comment).__name__}.")
+    model = drawing_network(model)
     made_with = identity(model)
     check_levels("pixel_values", pixel_values, model.config)
     shape = list(pixel_values.shape)
@@ -457,6 +458,7 @@ def decompress(model, data: bytes, *, max_dims: int | None = MAX_DIMS, show_prog
         ImportError: If the package `constriction` is missing.
     """
     load_coder()
+    model = drawing_network(model)
     stream = read_stream(data, max_dims)
     header = stream.header
     check_identity(model, header)

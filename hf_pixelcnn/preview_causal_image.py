@@ -50,7 +50,8 @@ class LivePreview:
 
     Args:
         processor ([`PixelCNNImageProcessor`]): Turns levels into pixels.
-        num_images (`int`): Images of the request; with more than 64 only the first 64 are shown.
+        num_images (`int`): Images of the request, times its `num_resamples`: all completions that are drawn are shown,
+            not the choice among them. With more than 64 only the first 64 are shown.
         image_size (`int` or `(height, width)`): Their size.
         every (`int`, defaults to 1): Show the picture after every so many rows.
         columns (`int`, *optional*): Images in a row; by default about as many as rows.

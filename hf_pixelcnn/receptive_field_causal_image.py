@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from .checks_causal_image import check_draws
+from .checks_causal_image import drawing_network
 from .configuration_causal_image import as_height_and_width, is_int
 from .masking_causal_image import CausalConv2d
 
@@ -86,8 +86,7 @@ def receptive_field(model, row: int, column: int, channel: int = 0) -> torch.Ten
     >>> field[0, 20].nonzero().flatten()  # columns that are seen in its own row
     ```
     """
-    model = getattr(model, "_orig_mod", model)  # what was compiled
-    check_draws(model)
+    model = drawing_network(model)
     config = copy.deepcopy(model.config)
     height, width = as_height_and_width(config.image_size)
     for name, value, size in [

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForImageClassification
 
-from hf_pixelcnn import compress, decompress
+from hf_pixelcnn import compress, decompress, receptive_field
 from hf_pixelcnn.adapters_causal_image import AdaptedConv2d, convolutions
 from hf_pixelcnn.masking_causal_image import CausalConv2d
 
@@ -192,10 +192,11 @@ def test_streams_know_adapters_by_the_weights_that_act():
     adapted = peft.get_peft_model(with_seed(model), peft.LoraConfig(r=2, init_lora_weights=False))
     with pytest.raises(ValueError, match="weights are others"):
         decompress(model, plain)
-    data = compress(model, levels)
-    assert torch.equal(decompress(model, data), levels)
+    data = compress(adapted, levels)
+    assert torch.equal(decompress(torch.compile(model, backend="eager"), data), levels)
     with adapted.disable_adapter():
         assert torch.equal(decompress(model, plain), levels)
+    assert torch.equal(receptive_field(adapted, 3, 3), receptive_field(model, 3, 3))
     assert torch.equal(decompress(adapted.merge_and_unload(), data), levels)
 
 

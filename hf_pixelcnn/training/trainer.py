@@ -223,8 +223,8 @@ class PixelCNNTrainer(Trainer):
     Args:
         model: A model with `log_prob`.
         args ([`PixelCNNTrainingArguments`]): Arguments.
-        data_collator: [`collate_levels`] by default, [`collate_classes`] for a classifier (its evaluation, a likelihood,
-            has batches of [`collate_levels`]), [`DataCollatorForCausalImageModeling`] for images of a mapped processor.
+        data_collator: [`collate_levels`] by default, [`collate_classes`] for a classifier, whose evaluation is a
+            likelihood and keeps the default; [`DataCollatorForCausalImageModeling`] for images of a mapped processor.
         kwargs: As for `Trainer`; a data set for evaluation is a `torch.utils.data.Dataset` of known length.
     """
 
