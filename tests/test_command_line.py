@@ -20,6 +20,7 @@ import train_arguments
 from command_line import CommandLineError, CommandLineParser, options_of
 from conftest import ROOT
 from declared_fields import fields_of_configs, fields_of_script, fields_of_training_arguments
+from huggingface_hub.errors import StrictDataclassError
 from places import check_places
 
 import hf_pixelcnn
@@ -69,7 +70,13 @@ def test_every_field_of_every_config_is_an_option_with_its_type_and_values():
     assert kinds["weight_norm"] == bool | None
     assert kinds["hidden_size"] == kinds["num_logistic_mix"] == int | None
     assert kinds["dropout"] == float | None
-    assert options["output_distribution"][1].metadata["choices"] == ("bernoulli", "categorical", "logistic_mixture")
+    for family in hf_pixelcnn.FAMILIES.values():
+        for item in family.config_class.own_fields():
+            if item.type in (str, str | None):
+                choices = options[item.name][1].metadata["choices"]
+                with pytest.raises(StrictDataclassError) as error:
+                    family.config_class(num_channels=1, **{item.name: "another"})
+                assert all(f"'{choice}'" in str(error.value) for choice in choices), item.name
     assert "64 (gated_pixelcnn), 128 (pixelcnn), 160 (pixelcnn_pp)" in options["hidden_size"][1].metadata["help"]
 
 

@@ -20,6 +20,7 @@ CHOICES = {  # of fields of configs
     "output_distribution": ("bernoulli", "categorical", "logistic_mixture"),
     "input_encoding": ("scaled", "embedding"),
     "recurrence": ("row_lstm", "diagonal_bilstm"),
+    "attention_projection": ("residual", "lean"),
 }
 COMMON = [  # options of `PixelCNNTrainingArguments` that `--help` lists
     "output_dir",
