@@ -1,5 +1,5 @@
 r"""
-PixelCNN models for Hugging Face Transformers: exact image likelihoods, and sampling at about the cost of one forward.
+PixelCNN models for Hugging Face Transformers: exact image likelihoods, and fast exact sampling.
 
 Importing the package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForImageClassification` and
 `AutoImageProcessor`, and the pipeline `"unconditional-image-generation"`.

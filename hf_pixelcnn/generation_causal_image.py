@@ -161,8 +161,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
                 `generate(num_images=4)` equals four calls with `num_images=1`; with a list, image i is what its own
                 generator gives alone.
             sampler (`str`, defaults to `"cached"`):
-                `"cached"` computes every activation once, at the cost of about one forward pass per image; small
-                batches it draws faster where it guesses several pixels right and confirms them at once. `"naive"`, the
+                `"cached"` computes every activation once, the arithmetic of one forward pass per image; small batches
+                it draws faster where it guesses several pixels right and confirms them at once. `"naive"`, the
                 reference, runs a full forward for every dimension. `"fixed_point"` runs full forwards on the same
                 noise until nothing changes (Song et al. 2021, https://huggingface.co/papers/2002.03629, Jacobi
                 iteration). All draw the same images; in float32 and bfloat16 rounding may rarely move a level, in

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("hf_pixelcnn", "torch", "transformers", "datasets", "accelerate", "numpy")
+from ..version import __version__
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
 
 def git_commit() -> str | None:
@@ -65,6 +67,7 @@ def run_facts(device: torch.device | str) -> dict:
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *public_words(sys.argv[1:])]),
         "commit": git_commit(),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "hf_pixelcnn": __version__}
+        | {name: metadata.version(name) for name in PACKAGES},
         "device": name,
     }
