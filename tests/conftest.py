@@ -1,3 +1,5 @@
+import functools
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ FAMILIES = dict(hf_pixelcnn.FAMILIES)
 WITH_KERNELS = [name for name, record in FAMILIES.items() if issubclass(record.config_class, MaskedKernelConfig)]
 WITH_CHANNEL_GROUPS = [name for name, record in FAMILIES.items() if record.promises("colour_without_mixture")]
 SAMPLERS = ("naive", "cached", "fixed_point")
-# What a model can be, apart from its family: the tests of the core promises run over these (fixture `variant`).
+# What a model can be, apart from its family: the tests of the core promises run over these.
 VARIANTS = {
     "grey_bernoulli": {},
     "grey_categorical_classes": {"num_levels": 5, "num_classes": 3},
@@ -33,8 +35,8 @@ VARIANTS = {
     "colour_mixture": {"num_channels": 3, "num_levels": 9, "output_distribution": "logistic_mixture"},
     "colour_codes_wide_kernels": {"num_channels": 3, "input_encoding": "embedding", "kernel_size": 5},
 }
-# Between them: grey and colour, each distribution and each encoding, with classes and without (fixture `kind`).
-KINDS = ("grey_codes", "colour_bernoulli_classes", "colour_mixture")
+# Between them: grey and colour, each distribution and each encoding, with classes and without.
+KINDS = {name: VARIANTS[name] for name in ("grey_codes", "colour_bernoulli_classes", "colour_mixture")}
 
 
 def pytest_addoption(parser):
@@ -52,6 +54,31 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(
             f"load of the machine in the last minute, this run included: {load:.1f}, {cores} cores"
         )
+
+
+def for_each(name, cases):
+    """
+    Calls a test with each of `cases` in turn as its argument `name`: one test, whose failure says of which case it is.
+    What takes long is a parameter instead, which processes share. `cases` are by label, or label themselves.
+    """
+    labelled = cases if isinstance(cases, dict) else {str(case): case for case in cases}
+
+    def decorate(test):
+        @functools.wraps(test)
+        def run(**fixtures):
+            for label, case in labelled.items():
+                try:
+                    test(**fixtures, **{name: case})
+                except BaseException as error:  # those of `pytest.fail` and `pytest.raises` are no `Exception`
+                    error.add_note(f"{name}: {label}")
+                    raise
+
+        signature = inspect.signature(test)
+        others = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+        run.__signature__ = signature.replace(parameters=others)  # what pytest looks for fixtures in
+        return run
+
+    return decorate
 
 
 def small_config(family, **config):
@@ -138,13 +165,3 @@ def caplog(caplog):
 @pytest.fixture(params=FAMILIES)
 def family(request):
     return request.param
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request):
-    return VARIANTS[request.param]
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return VARIANTS[request.param]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate import init_empty_weights, load_checkpoint_and_dispatch
-from conftest import build_model, conditions, random_inputs, seeded
+from conftest import build_model, conditions, for_each, random_inputs, seeded
 from transformers import AutoModel
 
 pytestmark = [pytest.mark.versions, pytest.mark.slow]
@@ -26,7 +26,7 @@ def assert_same_model(loaded, model):
     assert torch.equal(*images)
 
 
-@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}], ids=str)
+@for_each("device_map", ["auto", {"": "cpu"}])
 def test_an_empty_model_is_filled_and_dispatched(saved, device_map):
     model, folder = saved
     with init_empty_weights():
@@ -44,7 +44,7 @@ def test_a_model_is_placed_automatically(saved):
     assert_same_model(loaded, model)
 
 
-@pytest.mark.parametrize("is_first_on_disk", [False, True])
+@for_each("is_first_on_disk", [False, True])
 def test_layers_on_disk_give_the_same_likelihood(saved, is_first_on_disk):
     model, folder = saved
     device_map = {f"model.{name}": "cpu" for name, _ in model.model.named_children()}

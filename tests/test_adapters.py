@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import SAMPLERS, WITH_CHANNEL_GROUPS, build_model, conditions, random_inputs, seeded
+from conftest import KINDS, SAMPLERS, WITH_CHANNEL_GROUPS, build_model, conditions, for_each, random_inputs, seeded
 from test_causality import encoded_inputs, past, seen_dimensions
 from torch import nn
 from torch.nn.utils import parametrize
@@ -40,6 +40,7 @@ def with_lora(model, name="default", seed=1, **settings):
     return model.eval()
 
 
+@for_each("kind", KINDS)
 def test_every_convolution_gets_an_adapter_and_nothing_of_the_future_is_seen(family, kind):
     model = build_model(family, **kind, dropout=0.3).double()
     count = len(list(convolutions(model)))
@@ -55,6 +56,7 @@ def test_every_convolution_gets_an_adapter_and_nothing_of_the_future_is_seen(fam
             assert not (seen[0] & ~past(model.config, seen[0].shape, row, column, channel)).any()
 
 
+@for_each("kind", KINDS)
 def test_all_samplers_see_the_adapters(family, kind):
     model = build_model(family, **kind).double()
     settings = {"num_images": 3, **conditions(model, 3)}
@@ -211,8 +213,8 @@ def test_weight_norm_is_not_folded_under_adapters():
         model.fold_weight_norm()
 
 
-@pytest.mark.parametrize("encoding", ["scaled", "embedding"])
-@pytest.mark.parametrize("use_reentrant", [False, True])
+@for_each("encoding", ["scaled", "embedding"])
+@for_each("use_reentrant", [False, True])
 def test_adapters_learn_through_checkpoints_and_leave_no_hooks(family, encoding, use_reentrant, caplog):
     grads = []
     for checkpointing in (False, True):

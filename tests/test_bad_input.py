@@ -67,14 +67,6 @@ def test_class_ids_for_an_unconditional_model(family):
             call(class_ids=torch.tensor([0, 1]))
 
 
-def test_labels_that_are_not_levels_of_the_same_shape(family):
-    model = build_model(family)
-    with pytest.raises(ValueError, match=r"`labels` must be levels 0 \.\.\. 1"):
-        model(levels(2, 1, 5, 6), labels=levels(2, 1, 5, 6, value=-99))
-    with pytest.raises(ValueError, match=r"`labels` must have the shape of `pixel_values`, \(2, 1, 5, 6\)"):
-        model(levels(2, 1, 5, 6), labels=levels(1, 1, 5, 6))
-
-
 def test_wrong_arguments_of_generate():
     cases = [
         (

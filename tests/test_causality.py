@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import WITH_CHANNEL_GROUPS, build_model, random_inputs
+from conftest import VARIANTS, WITH_CHANNEL_GROUPS, build_model, for_each, random_inputs
 from families import facts
 
 pytestmark = pytest.mark.versions
@@ -53,6 +53,7 @@ def receptive_field(config, height, width, row, column, channel):
     return field
 
 
+@for_each("variant", VARIANTS)
 def test_nothing_but_the_past_is_seen(family, variant):
     model = build_model(family, **variant, dropout=0.3).double()
     inputs = random_inputs(model, height=6, width=7)
@@ -65,6 +66,7 @@ def test_nothing_but_the_past_is_seen(family, variant):
             assert not seen[1].any()  # images do not mix
 
 
+@for_each("variant", VARIANTS)
 def test_all_of_the_receptive_field_is_seen(family, variant):
     height, width = 7, 10
     for depth in (1, 3):

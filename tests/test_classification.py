@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark import peak_bytes
-from conftest import FAMILIES, build_model, classy_model, random_inputs, small_config
+from conftest import FAMILIES, build_model, classy_model, for_each, random_inputs, small_config
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
@@ -45,21 +45,19 @@ def log_likelihoods(model, pixel_values):
     return torch.stack([model.log_prob(pixel_values, class_ids=c).sum((1, 2, 3)) for c in ids], dim=1)
 
 
-def test_logits_are_log_likelihoods_plus_log_prior_over_temperature(family):
-    for config in CONFIGS:
-        model = classy_model(family, **CONFIGS[config])
-        pixel_values = random_inputs(model, batch=3)["pixel_values"].to(torch.uint8)
-        num_classes = model.config.num_classes
-        expected = log_likelihoods(model, pixel_values)
-        assert expected.std(dim=1).min() > 0.01  # the classes differ
-        output = classifier_of(model)(pixel_values)
-        assert output.loss is None
-        torch.testing.assert_close(output.logits, expected - math.log(num_classes))
-        prior = torch.arange(1, num_classes + 1).double() / sum(range(num_classes + 1))
-        scaled = classifier_of(model, class_prior=prior.tolist(), class_temperature=20)(
-            pixel_values, return_dict=False
-        )[0]
-        torch.testing.assert_close(scaled, (expected + prior.log()) / 20, rtol=1e-6, atol=1e-6)  # the prior is float32
+@for_each("config", CONFIGS)
+def test_logits_are_log_likelihoods_plus_log_prior_over_temperature(family, config):
+    model = classy_model(family, **config)
+    pixel_values = random_inputs(model, batch=3)["pixel_values"].to(torch.uint8)
+    num_classes = model.config.num_classes
+    expected = log_likelihoods(model, pixel_values)
+    assert expected.std(dim=1).min() > 0.01  # the classes differ
+    output = classifier_of(model)(pixel_values)
+    assert output.loss is None
+    torch.testing.assert_close(output.logits, expected - math.log(num_classes))
+    prior = torch.arange(1, num_classes + 1).double() / sum(range(num_classes + 1))
+    scaled = classifier_of(model, class_prior=prior.tolist(), class_temperature=20)(pixel_values, return_dict=False)[0]
+    torch.testing.assert_close(scaled, (expected + prior.log()) / 20, rtol=1e-6, atol=1e-6)  # the prior is float32
 
 
 def test_hidden_states_are_those_of_images_without_a_class(family):
@@ -140,39 +138,37 @@ def test_a_learned_prior_starts_uniform_is_learned_and_saved(family, tmp_path):
     assert torch.equal(causal.head.layers[0].weight, model.head.layers[0].weight)
 
 
-def test_loss_and_gradients_are_those_of_the_formula(family):
-    for weight in [0.0, 0.3, 1]:
-        model = classy_model(family, **CONFIGS["grey_categorical"])
-        prior = [0.25, 0.5, 0.25]
-        classifier = classifier_of(model, class_prior=prior, class_temperature=2.0, generative_weight=weight).train()
-        pixel_values, labels = random_inputs(model, batch=3)["pixel_values"], torch.tensor([2, 0, 2])
-        joint = log_likelihoods(model, pixel_values)
-        generative = -joint[range(3), labels].mean() / 30
-        posterior = ((joint + torch.tensor(prior).double().log()) / 2).log_softmax(1)
-        expected = weight * generative - (1 - weight) * posterior[range(3), labels].mean()
-        loss = classifier(pixel_values, labels=labels).loss
-        torch.testing.assert_close(loss, expected)
-        torch.testing.assert_close(classifier(pixel_values, labels=labels, num_items_in_batch=12).loss, expected / 4)
-        loss.backward()
-        expected.backward()
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(classifier.get_parameter(name).grad, parameter.grad, msg=name)
+@for_each("weight", [0.0, 0.3, 1])
+def test_loss_and_gradients_are_those_of_the_formula(family, weight):
+    model = classy_model(family, **CONFIGS["grey_categorical"])
+    prior = [0.25, 0.5, 0.25]
+    classifier = classifier_of(model, class_prior=prior, class_temperature=2.0, generative_weight=weight).train()
+    pixel_values, labels = random_inputs(model, batch=3)["pixel_values"], torch.tensor([2, 0, 2])
+    joint = log_likelihoods(model, pixel_values)
+    generative = -joint[range(3), labels].mean() / 30
+    posterior = ((joint + torch.tensor(prior).double().log()) / 2).log_softmax(1)
+    expected = weight * generative - (1 - weight) * posterior[range(3), labels].mean()
+    loss = classifier(pixel_values, labels=labels).loss
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(classifier(pixel_values, labels=labels, num_items_in_batch=12).loss, expected / 4)
+    loss.backward()
+    expected.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(classifier.get_parameter(name).grad, parameter.grad, msg=name)
 
 
-def test_a_classifier_on_disk_gives_the_same_logits(family, tmp_path):
-    for prior in [None, [0.2, 0.3, 0.5], "learned"]:
-        classifier = classifier_of(build_model(family, num_classes=3), class_prior=prior)
-        if prior == "learned":
-            classifier.class_prior.logits.data = torch.tensor([0.5, 0.0, -1.0])
-        classifier.save_pretrained(tmp_path)
-        places = {f"model.{name}": "disk" for name, _ in classifier.model.named_children()} | {"head": "cpu"}
-        places |= {name: "disk" for name, _ in classifier.named_children() if name == "class_prior"}
-        loaded = AutoModelForImageClassification.from_pretrained(
-            tmp_path, device_map=places, offload_folder=tmp_path / "o"
-        )
-        assert loaded.device.type == "meta"
-        pixel_values = random_inputs(classifier)["pixel_values"]
-        torch.testing.assert_close(loaded(pixel_values).logits, classifier(pixel_values).logits)
+@for_each("prior", [None, [0.2, 0.3, 0.5], "learned"])
+def test_a_classifier_on_disk_gives_the_same_logits(family, prior, tmp_path):
+    classifier = classifier_of(build_model(family, num_classes=3), class_prior=prior)
+    if prior == "learned":
+        classifier.class_prior.logits.data = torch.tensor([0.5, 0.0, -1.0])
+    classifier.save_pretrained(tmp_path)
+    places = {f"model.{name}": "disk" for name, _ in classifier.model.named_children()} | {"head": "cpu"}
+    places |= {name: "disk" for name, _ in classifier.named_children() if name == "class_prior"}
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "o")
+    assert loaded.device.type == "meta"
+    pixel_values = random_inputs(classifier)["pixel_values"]
+    torch.testing.assert_close(loaded(pixel_values).logits, classifier(pixel_values).logits)
 
 
 def test_a_classifier_without_parameters_of_its_own_needs_no_device(monkeypatch):
@@ -280,11 +276,10 @@ def test_a_model_without_classes_is_no_classifier(family, tmp_path):
         AutoModelForImageClassification.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("num_classes", [0, 3])
-@pytest.mark.parametrize(
+@for_each("num_classes", [0, 3])
+@for_each(
     "request_",
-    [{"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}, {"num_labels": 2}],
-    ids=["names", "number"],
+    {"names": {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}, "number": {"num_labels": 2}},
 )
 def test_the_usual_calls_of_fine_tuning_make_a_classifier_of_other_classes(family, tmp_path, num_classes, request_):
     build_model(family, num_classes=num_classes).save_pretrained(tmp_path)

@@ -18,7 +18,7 @@ import score
 import train
 import train_arguments
 from command_line import CommandLineError, CommandLineParser, options_of
-from conftest import ROOT
+from conftest import ROOT, for_each
 from declared_fields import fields_of_configs, fields_of_script, fields_of_training_arguments
 from huggingface_hub.errors import StrictDataclassError
 from places import check_places
@@ -186,7 +186,7 @@ def test_a_mistyped_folder_is_told_from_an_id_on_the_hub(tmp_path, monkeypatch):
         check_places({"models": ["pixelrn"]})
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@for_each("recipe", {path.name: path for path in sorted((ROOT / "training" / "configs").glob("*.yaml"))})
 def test_each_recipe_is_understood_and_says_what_to_expect(recipe, tmp_path):
     # whether bf16 and compilation are there is a question of the machine
     words = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "false", "--torch_compile", "false"]

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import build_model, random_inputs
+from conftest import KINDS, VARIANTS, build_model, for_each, random_inputs
 
 import hf_pixelcnn.compressed_stream as container
 import hf_pixelcnn.compression as codec
@@ -52,6 +52,7 @@ def forge_header(data, header):
 # What comes back
 
 
+@for_each("variant", VARIANTS)
 def test_what_comes_back_is_what_was_given_at_the_size_the_likelihood_says(family, variant):
     model = build_model(family, **variant)
     class_ids = torch.arange(9) % (model.config.num_classes + 1) - 1 if model.config.num_classes else None
@@ -64,7 +65,7 @@ def test_what_comes_back_is_what_was_given_at_the_size_the_likelihood_says(famil
     assert expected - 1 < size < 1.001 * expected + class_bits + 64  # two words of the coder
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@for_each("dtype", [torch.float64, torch.bfloat16])
 def test_every_dtype_and_image_size_comes_back(family, dtype):
     model = build_model(family, num_channels=3, num_levels=4).to(dtype)
     inputs = random_inputs(model, batch=3, height=4, width=9)
@@ -138,7 +139,7 @@ def test_weights_behind_a_mask_do_not_matter(family, tmp_path):
     assert torch.equal(decompress(type(model).from_pretrained(tmp_path), data), levels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@for_each("dtype", [torch.float32, torch.bfloat16])
 def test_streams_do_not_depend_on_the_memory_format_of_the_weights(family, dtype):
     config = {"num_channels": 3, "num_levels": 4, "num_classes": 2, "hidden_size": 96, "first_kernel_size": 7}
     model = build_model(family, **config).to(dtype)
@@ -182,6 +183,7 @@ def test_progress_is_shown(model, levels, capsys):
 # The coder sees the bits that the sampler computes
 
 
+@for_each("kind", KINDS)
 def test_the_codec_runs_the_samplers_own_steps(family, kind, monkeypatch):
     model = build_model(family, **kind)
     inputs = random_inputs(model, batch=3)
@@ -193,10 +195,11 @@ def test_the_codec_runs_the_samplers_own_steps(family, kind, monkeypatch):
         seen.append(logits.clone())
         return logits
 
-    monkeypatch.setattr(codec.CodedCanvas, "level_logits", record)
-    data = compress(model, **inputs)
-    encoded, seen[:] = list(seen), []
-    decompress(model, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(codec.CodedCanvas, "level_logits", record)
+        data = compress(model, **inputs)
+        encoded, seen[:] = list(seen), []
+        decompress(model, data)
     scores = model.generate(
         **inputs,
         known_mask=torch.ones(inputs["pixel_values"].shape, dtype=torch.bool),

@@ -1,7 +1,7 @@
 import pytest
-from conftest import FAMILIES, WITH_CHANNEL_GROUPS, WITH_KERNELS, build_model
+from conftest import FAMILIES, WITH_CHANNEL_GROUPS, WITH_KERNELS
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNForCausalImageModeling, PixelCNNPPConfig
 
@@ -198,9 +198,3 @@ def test_the_distribution_follows_from_the_levels():
     assert PixelCNNPPConfig(num_channels=1).output_distribution == "logistic_mixture"
     assert PixelCNNPPConfig(num_channels=1, num_levels=2).output_distribution == "bernoulli"
     assert PixelCNNPPConfig(num_channels=1, input_encoding="embedding").output_distribution == "categorical"
-
-
-def test_auto_model_builds_the_head_model(family):
-    model = AutoModel.from_config(build_model(family).config)
-    assert type(model) is FAMILIES[family].causal_class
-    assert model.can_generate()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from benchmark import noise_rule_violations
-from conftest import SAMPLERS, build_model, conditions, random_inputs, seeded
+from conftest import SAMPLERS, VARIANTS, build_model, conditions, for_each, random_inputs, seeded
 
 from hf_pixelcnn import CompressedStreamError, compress, decompress
 from hf_pixelcnn.canvas_causal_image import draw_noise
@@ -19,6 +19,7 @@ def float32_is_float32(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
+@for_each("variant", VARIANTS)
 def test_all_samplers_draw_the_same_images_in_float64(family, variant, device):
     model = build_model(family, **variant).double().cuda()
     images = [
@@ -30,6 +31,7 @@ def test_all_samplers_draw_the_same_images_in_float64(family, variant, device):
     assert torch.equal(images[0], images[2])
 
 
+@for_each("variant", VARIANTS)
 def test_captured_steps_serve_later_requests(family, variant):
     model = build_model(family, **variant).double().cuda()
 
@@ -50,6 +52,7 @@ def test_captured_steps_serve_later_requests(family, variant):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@for_each("variant", VARIANTS)
 def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, variant, dtype, tolerance):
     model = build_model(family, **variant).to("cuda", dtype)
     inputs = {name: tensor.cuda() for name, tensor in conditions(model, 3).items()}
@@ -69,6 +72,7 @@ def test_a_cpu_generator_gives_both_devices_the_same_noise():
     assert torch.equal(on_cpu, on_gpu.cpu())
 
 
+@for_each("variant", VARIANTS)
 def test_likelihoods_are_those_of_the_cpu(family, variant):
     model = build_model(family, **variant).double()
     inputs = random_inputs(model)
@@ -95,6 +99,7 @@ def test_training_compiles(family):
     torch.testing.assert_close(loss, model(**inputs, labels=inputs["pixel_values"]).loss, rtol=0.05, atol=0.05)
 
 
+@for_each("variant", VARIANTS)
 def test_compressed_images_come_back_on_the_gpu_that_compressed_them(family, variant):
     model = build_model(family, **variant).cuda()
     inputs = random_inputs(model, batch=5)

@@ -1,21 +1,23 @@
 """The default sampling cache, forward passes on the rows that a row sees, draws what a family's own cache draws."""
 
 import torch
-from conftest import build_model, conditions, seeded
+from conftest import KINDS, build_model, conditions, for_each, seeded
 
 from hf_pixelcnn.caching_causal_image import ForwardCache
 
 
+@for_each("kind", KINDS)
 def test_forward_passes_draw_the_images_of_the_fast_cache(family, kind, monkeypatch):
     model = build_model(family, **kind, image_size=[9, 4], num_hidden_layers=1).double()
     assert model.sampling_cache_class is not ForwardCache
     scored = {**conditions(model, 2), "output_scores": True, "return_dict_in_generate": True}
     fast = model.generate(num_images=2, generator=seeded(), **scored)
-    monkeypatch.setattr(type(model), "sampling_cache_class", ForwardCache)
-    slow = model.generate(num_images=2, generator=seeded(), **scored)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "sampling_cache_class", ForwardCache)
+        slow = model.generate(num_images=2, generator=seeded(), **scored)
+        drawn = model.generate(num_images=2, generator=seeded(), **conditions(model, 2))
     for scores, expected in zip(slow.scores, fast.scores, strict=True):
         torch.testing.assert_close(scores, expected, rtol=0, atol=1e-11)
-    drawn = model.generate(num_images=2, generator=seeded(), **conditions(model, 2))
     assert torch.equal(slow.sequences, fast.sequences)
     assert torch.equal(drawn, fast.sequences)
 

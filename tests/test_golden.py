@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from conftest import for_each
 from safetensors.torch import load_file
 from write_golden import BAND, GOLDEN, MODELS, digit_nats, likelihood, load, sample
 
@@ -24,7 +25,7 @@ def test_every_published_model_has_golden_numbers():
     assert sorted(path.stem for path in GOLDEN.glob("*.safetensors") if not path.stem.startswith("images_")) == MODELS
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@for_each("dtype", list(TOLERANCES))
 def test_logits_and_likelihoods_are_golden(golden, dtype):
     name, expected = golden
     model, _ = load(name, dtype)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SAMPLERS, build_model, classy_model, random_inputs, seeded, small_config
+from conftest import SAMPLERS, build_model, classy_model, for_each, random_inputs, seeded, small_config
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LogitsProcessor
 
@@ -16,26 +16,26 @@ CONFIGS = {
 }
 
 
-def test_all_samplers_draw_the_same_guided_images(family):
-    for config in CONFIGS:
-        for scale in [0.0, 0.4, 3]:
-            model = classy_model(family, **CONFIGS[config])
-            request = {"class_ids": [0, 1, 1, 0, 1], "guidance_scale": scale, "max_batch_size": 3}
-            naive, *others = [model.generate(**request, generator=seeded(), sampler=sampler) for sampler in SAMPLERS]
-            assert all(torch.equal(naive, images) for images in others)
-            assert not torch.equal(naive, model.generate(class_ids=[0, 1, 1, 0, 1], generator=seeded()))
+@for_each("config", CONFIGS)
+@for_each("scale", [0.0, 0.4, 3])
+def test_all_samplers_draw_the_same_guided_images(family, config, scale):
+    model = classy_model(family, **config)
+    request = {"class_ids": [0, 1, 1, 0, 1], "guidance_scale": scale, "max_batch_size": 3}
+    naive, *others = [model.generate(**request, generator=seeded(), sampler=sampler) for sampler in SAMPLERS]
+    assert all(torch.equal(naive, images) for images in others)
+    assert not torch.equal(naive, model.generate(class_ids=[0, 1, 1, 0, 1], generator=seeded()))
 
 
-def test_scores_are_those_without_a_class_plus_the_scaled_difference(family):
-    for scale in [0.0, 0.4, 3]:
-        model = classy_model(family, **CONFIGS["grey_categorical"])
-        output = model.generate(
-            class_ids=2, generator=seeded(), guidance_scale=scale, output_scores=True, return_dict_in_generate=True
-        )
-        logits = model(output.sequences.expand(2, -1, -1, -1), class_ids=torch.tensor([2, -1])).logits
-        with_class, without = logits[:, 0].flatten(1, 2).log_softmax(-1)  # (dims, levels), one channel
-        powers = with_class.exp() ** scale * without.exp() ** (1 - scale)
-        torch.testing.assert_close(torch.cat(output.scores), (powers / powers.sum(-1, keepdim=True)).log())
+@for_each("scale", [0.0, 0.4, 3])
+def test_scores_are_those_without_a_class_plus_the_scaled_difference(family, scale):
+    model = classy_model(family, **CONFIGS["grey_categorical"])
+    output = model.generate(
+        class_ids=2, generator=seeded(), guidance_scale=scale, output_scores=True, return_dict_in_generate=True
+    )
+    logits = model(output.sequences.expand(2, -1, -1, -1), class_ids=torch.tensor([2, -1])).logits
+    with_class, without = logits[:, 0].flatten(1, 2).log_softmax(-1)  # (dims, levels), one channel
+    powers = with_class.exp() ** scale * without.exp() ** (1 - scale)
+    torch.testing.assert_close(torch.cat(output.scores), (powers / powers.sum(-1, keepdim=True)).log())
 
 
 def test_earlier_channels_of_a_pixel_reach_both_halves():
@@ -61,12 +61,6 @@ def test_scale_1_is_the_model_itself_at_the_cost_of_one_forward(family):
     assert set(sizes) == {1}
     model.generate(class_ids=1, sampler="naive", guidance_scale=2.0)
     assert set(sizes[-30:]) == {2}
-
-
-def test_scale_0_ignores_the_class(family):
-    model = classy_model(family, **CONFIGS["grey_categorical"])
-    images = model.generate(class_ids=[0, 1, 2], guidance_scale=0, generator=seeded())
-    assert torch.equal(images, model.generate(class_ids=[-1, -1, -1], generator=seeded()))
 
 
 def test_guidance_comes_before_processors_and_goes_with_given_pixels(family):

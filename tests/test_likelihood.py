@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import build_model, random_inputs
+from conftest import KINDS, build_model, for_each, random_inputs
 
 from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise, log_one_minus_exp
@@ -213,6 +213,7 @@ def test_bfloat16_parameters_are_scored_in_float32(family):
     assert model.log_prob(**inputs).dtype == torch.float32
 
 
+@for_each("kind", KINDS)
 def test_loss_is_mean_nats_per_dimension_of_log_prob(family, kind):
     model = build_model(family, **kind).double()
     inputs = random_inputs(model)

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from conftest import DIGITS, FAMILIES, ROOT, build_model, one_line_error
+from conftest import DIGITS, FAMILIES, ROOT, build_model, for_each, one_line_error
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel
 
 from hf_pixelcnn import PixelCNNImageProcessor
 from hf_pixelcnn.training import InputError, check_finite, load_classifier, load_model
@@ -115,13 +115,6 @@ def test_a_config_that_leaves_weights_out_is_refused(family, tmp_path):
             AutoModel.from_pretrained(tmp_path)
 
 
-def test_a_learned_prior_is_new_when_the_file_has_none(family, tmp_path):
-    model = build_model(family, num_classes=3)
-    model.save_pretrained(tmp_path)
-    classifier = AutoModelForImageClassification.from_pretrained(tmp_path, class_prior="learned")
-    assert not classifier.class_prior.logits.any()
-
-
 def test_other_shapes_are_a_sentence(family, tmp_path):
     build_model(family, num_classes=3).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"have other shapes .*class_embedding.weight is \(3, \d+\), not \(5, \d+\)"):
@@ -172,14 +165,14 @@ WRAPPERS = {
 }
 
 
-def test_the_weights_of_a_wrapped_model_are_saved_under_their_own_names(family, tmp_path):
-    for wrapper in WRAPPERS:
-        model = build_model(family, num_channels=3, num_levels=4)
-        model.save_pretrained(tmp_path / "plain")
-        model.save_pretrained(tmp_path / "wrapped", state_dict=WRAPPERS[wrapper](model).state_dict())
-        plain, wrapped = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "wrapped"))
-        assert plain.keys() == wrapped.keys()
-        assert all(torch.equal(tensor, wrapped[name]) for name, tensor in plain.items())
+@for_each("wrapper", WRAPPERS)
+def test_the_weights_of_a_wrapped_model_are_saved_under_their_own_names(family, wrapper, tmp_path):
+    model = build_model(family, num_channels=3, num_levels=4)
+    model.save_pretrained(tmp_path / "plain")
+    model.save_pretrained(tmp_path / "wrapped", state_dict=wrapper(model).state_dict())
+    plain, wrapped = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "wrapped"))
+    assert plain.keys() == wrapped.keys()
+    assert all(torch.equal(tensor, wrapped[name]) for name, tensor in plain.items())
 
 
 def test_the_weights_of_a_model_with_a_compiled_part_have_their_own_names(family):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from conftest import FAMILIES, build_model, random_inputs
+from conftest import FAMILIES, KINDS, build_model, for_each, random_inputs
 from families import facts
 
 pytestmark = pytest.mark.versions
@@ -16,6 +16,7 @@ def loss_and_gradients(model, inputs):
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
+@for_each("kind", KINDS)
 def test_shapes_of_logits_and_hidden_states(family, kind):
     model = build_model(family, **kind)
     inputs = random_inputs(model)
@@ -42,13 +43,6 @@ def test_shapes_of_logits_and_hidden_states(family, kind):
     assert base.hidden_states is None
     logits, *_ = model(**inputs, return_dict=False)
     assert torch.equal(logits, output.logits)
-
-
-def test_any_image_size_is_accepted(family):
-    model = build_model(family)
-    for size in [(1, 1), (1, 9), (13, 2)]:
-        pixel_values = torch.zeros(2, 1, *size, dtype=torch.long)
-        assert model(pixel_values).logits.shape == (2, 1, *size)
 
 
 def test_codes_may_have_16384_levels(family):
@@ -120,6 +114,7 @@ def test_initial_activations_have_the_variance_of_the_image(family):
     assert loss.item() == pytest.approx(math.log(256), rel=facts(family).INITIAL_LOSS)
 
 
+@for_each("kind", KINDS)
 def test_every_parameter_is_used_and_learns(family, kind):
     model = build_model(family, **kind).train()
     inputs = random_inputs(model, batch=8)
@@ -150,14 +145,14 @@ def test_channels_last_changes_nothing(family):
     assert model.generate(num_images=2).shape == (2, 3, 5, 6)
 
 
-def test_half_precision_is_close_to_single(family):
-    for dtype in [torch.bfloat16, torch.float16]:
-        model = build_model(family, num_levels=8)
-        inputs = random_inputs(model)
-        single = model.log_prob(**inputs)
-        torch.testing.assert_close(model.to(dtype).log_prob(**inputs), single, rtol=0.1, atol=0.1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(model.float().log_prob(**inputs), single, rtol=0.1, atol=0.1)
+@for_each("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_to_single(family, dtype):
+    model = build_model(family, num_levels=8)
+    inputs = random_inputs(model)
+    single = model.log_prob(**inputs)
+    torch.testing.assert_close(model.to(dtype).log_prob(**inputs), single, rtol=0.1, atol=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model.float().log_prob(**inputs), single, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.slow
@@ -221,17 +216,17 @@ def test_a_model_that_returns_tuples_still_scores_and_samples(family):
         assert model.generate(sampler=sampler).shape == (1, 1, 5, 6)
 
 
-def test_levels_may_have_any_integer_dtype(family):
-    for encoding in ["scaled", "embedding"]:
-        model = build_model(family, input_encoding=encoding)
-        levels = random_inputs(model)["pixel_values"]
-        loss, log_prob = model(levels, labels=levels).loss, model.log_prob(levels)
-        mask = torch.ones(5, 6, dtype=torch.bool)
-        for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32):
-            typed = levels.to(dtype)
-            torch.testing.assert_close(model(typed, labels=typed).loss, loss)
-            torch.testing.assert_close(model.log_prob(typed), log_prob)
-            assert torch.equal(model.generate(pixel_values=typed, known_mask=mask), levels)
+@for_each("encoding", ["scaled", "embedding"])
+def test_levels_may_have_any_integer_dtype(family, encoding):
+    model = build_model(family, input_encoding=encoding)
+    levels = random_inputs(model)["pixel_values"]
+    loss, log_prob = model(levels, labels=levels).loss, model.log_prob(levels)
+    mask = torch.ones(5, 6, dtype=torch.bool)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32):
+        typed = levels.to(dtype)
+        torch.testing.assert_close(model(typed, labels=typed).loss, loss)
+        torch.testing.assert_close(model.log_prob(typed), log_prob)
+        assert torch.equal(model.generate(pixel_values=typed, known_mask=mask), levels)
 
 
 def test_uint8_labels_that_trainer_would_miscount_are_refused():
@@ -246,9 +241,3 @@ def test_a_batch_without_labels_has_loss_zero(family):
     model = build_model(family)
     levels = random_inputs(model)["pixel_values"]
     assert model(levels, labels=torch.full_like(levels, -100)).loss == 0
-
-
-def test_headless_models_are_the_body_of_the_head_model(family):
-    model = build_model(family)
-    assert type(model.model) is FAMILIES[family].model_class
-    assert model.base_model is model.model

@@ -1,21 +1,25 @@
 """PixelRNN: its equations, the backward pass of its scan, its variants, and what each of them sees."""
 
 import pytest
+import test_causality
+import test_sampling
 import torch
 import torch.nn.functional as F
-from conftest import VARIANTS, build_model, random_inputs
+from conftest import VARIANTS, build_model, for_each, random_inputs
 from huggingface_hub.errors import StrictDataclassError
-from test_causality import test_all_of_the_receptive_field_is_seen as check_the_field
-from test_causality import test_nothing_but_the_past_is_seen as check_the_past
 from test_sampling import recordings  # noqa: F401 - a fixture
-from test_sampling import test_all_samplers_draw_the_same_images_in_float64 as check_samplers
-from test_sampling import test_steps_can_be_recorded_and_replayed as check_recordings
 
 from hf_pixelcnn import PixelRNNConfig, PixelRNNForCausalImageModeling, compress, decompress, receptive_field
 from hf_pixelcnn.recurrence_pixelrnn import lstm_scan, scan_by_autograd
 
 SIZES = [(4, 5), (5, 3), (1, 4), (4, 1), (1, 1)]
-OTHERS = [{"recurrence": "row_lstm"}, {"has_blind_spot": True}]  # the generic tests run on the mended Diagonal BiLSTM
+COLOUR = VARIANTS["colour_bernoulli_classes"]
+# The tests of all families run on the mended Diagonal BiLSTM. What they ask of one model is asked of the others here.
+OTHERS = {"row_lstm": {**COLOUR, "recurrence": "row_lstm"}, "blind_spot": {**COLOUR, "has_blind_spot": True}}
+check_the_past = test_causality.test_nothing_but_the_past_is_seen.__wrapped__
+check_the_field = test_causality.test_all_of_the_receptive_field_is_seen.__wrapped__
+check_samplers = test_sampling.test_all_samplers_draw_the_same_images_in_float64.__wrapped__
+check_recordings = test_sampling.test_steps_can_be_recorded_and_replayed.__wrapped__
 
 
 def scan_inputs(height, width, diagonal, features=3, seed=0):
@@ -73,44 +77,44 @@ def test_the_scan_is_the_recurrence_and_its_gradients_are_those_of_autograd():
         assert torch.autograd.gradcheck(lambda s, w, diagonal=diagonal: lstm_scan(s, w, diagonal), (s, w))
 
 
-def test_pixelrnn_is_section_3_of_the_paper():
-    for recurrence in ("row_lstm", "diagonal_bilstm"):
-        model = build_model("pixelrnn", recurrence=recurrence, num_classes=3).double()
-        levels, classes = random_inputs(model, batch=3).values()
-        w = dict(model.named_parameters())
+@for_each("recurrence", ("row_lstm", "diagonal_bilstm"))
+def test_pixelrnn_is_section_3_of_the_paper(recurrence):
+    model = build_model("pixelrnn", recurrence=recurrence, num_classes=3).double()
+    levels, classes = random_inputs(model, batch=3).values()
+    w = dict(model.named_parameters())
 
-        def conv(x, name, w=w):
-            return F.conv2d(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+    def conv(x, name):
+        return F.conv2d(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
-        def taps(name, w=w):
-            weight = w[f"{name}.recurrence.weight"].flatten(2)  # (gates of each direction, features, taps)
-            return torch.cat(weight.unbind(2), dim=1)
+    def taps(name):
+        weight = w[f"{name}.recurrence.weight"].flatten(2)  # (gates of each direction, features, taps)
+        return torch.cat(weight.unbind(2), dim=1)
 
-        def states(run, s, weight):
-            return run(s.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+    def states(run, s, weight):
+        return run(s.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
-        kernel = w["model.conv_in.weight"].clone()
-        reach = kernel.shape[-1] // 2
-        kernel[:, :, reach + 1 :], kernel[:, :, reach, reach:] = 0, 0
-        image = 2.0 * levels.double() - 1
-        x = F.conv2d(image, kernel, w["model.conv_in.bias"], padding=reach)
-        for i in range(model.config.num_hidden_layers):
-            layer = f"model.layers.{i}"
-            e = (w[f"{layer}.class_embedding.weight"][classes] * (classes >= 0)[:, None])[:, :, None, None]
-            if recurrence == "row_lstm":
-                s = F.conv2d(F.pad(x, (1, 0)), w[f"{layer}.input_to_state.weight"], w[f"{layer}.input_to_state.bias"])
-                x = x + conv(states(row_lstm, s + e, taps(layer)), f"{layer}.upsampling")
-                continue
-            e, e_right = e.chunk(2, dim=1)
-            left_taps, right_taps = taps(layer).chunk(2)
-            left = states(diagonal_lstm, conv(x, f"{layer}.left_input") + e, left_taps)
-            s = conv(x, f"{layer}.right_input") + e_right + (conv(image, f"{layer}.image_input") if i == 0 else 0)
-            right = states(diagonal_lstm, s.flip(3), right_taps).flip(3)
-            right_above = torch.cat((torch.zeros_like(right[:, :, :1]), right[:, :, :-1]), dim=2)
-            x = x + conv(left, f"{layer}.left_upsampling") + conv(right_above, f"{layer}.right_upsampling")
-        for i in range(model.config.num_head_layers + 1):
-            x = conv(x.relu(), f"head.layers.{i}")
-        torch.testing.assert_close(model(levels, class_ids=classes).logits, x, rtol=0, atol=1e-12)
+    kernel = w["model.conv_in.weight"].clone()
+    reach = kernel.shape[-1] // 2
+    kernel[:, :, reach + 1 :], kernel[:, :, reach, reach:] = 0, 0
+    image = 2.0 * levels.double() - 1
+    x = F.conv2d(image, kernel, w["model.conv_in.bias"], padding=reach)
+    for i in range(model.config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        e = (w[f"{layer}.class_embedding.weight"][classes] * (classes >= 0)[:, None])[:, :, None, None]
+        if recurrence == "row_lstm":
+            s = F.conv2d(F.pad(x, (1, 0)), w[f"{layer}.input_to_state.weight"], w[f"{layer}.input_to_state.bias"])
+            x = x + conv(states(row_lstm, s + e, taps(layer)), f"{layer}.upsampling")
+            continue
+        e, e_right = e.chunk(2, dim=1)
+        left_taps, right_taps = taps(layer).chunk(2)
+        left = states(diagonal_lstm, conv(x, f"{layer}.left_input") + e, left_taps)
+        s = conv(x, f"{layer}.right_input") + e_right + (conv(image, f"{layer}.image_input") if i == 0 else 0)
+        right = states(diagonal_lstm, s.flip(3), right_taps).flip(3)
+        right_above = torch.cat((torch.zeros_like(right[:, :, :1]), right[:, :, :-1]), dim=2)
+        x = x + conv(left, f"{layer}.left_upsampling") + conv(right_above, f"{layer}.right_upsampling")
+    for i in range(model.config.num_head_layers + 1):
+        x = conv(x.relu(), f"head.layers.{i}")
+    torch.testing.assert_close(model(levels, class_ids=classes).logits, x, rtol=0, atol=1e-12)
 
 
 def test_the_sizes_of_the_paper():
@@ -127,28 +131,28 @@ def test_the_sizes_of_the_paper():
             assert PixelRNNForCausalImageModeling(PixelRNNConfig(**config)).num_parameters() == parameters
 
 
-def test_the_other_variants_keep_the_core_promises():
-    for kind in VARIANTS.values():
-        check_samplers("pixelrnn", {**kind, "recurrence": "row_lstm"})
-    colour = VARIANTS["colour_bernoulli_classes"]
-    check_samplers("pixelrnn", {**colour, "has_blind_spot": True})
-    for other in OTHERS:
-        check_the_past("pixelrnn", {**colour, **other})
-        check_the_field("pixelrnn", {**colour, **other})
+@for_each("other", OTHERS)
+def test_the_other_variants_keep_the_core_promises(other):
+    check_samplers("pixelrnn", other)
+    check_the_past("pixelrnn", other)
+    check_the_field("pixelrnn", other)
 
 
-def test_adapters_act_in_the_recurrence_of_the_other_variants():
-    from test_adapters import test_all_samplers_see_the_adapters as check_adapters  # skips this test without peft
+@for_each("variant", VARIANTS)
+def test_all_samplers_draw_the_same_images_with_a_row_lstm(variant):
+    check_samplers("pixelrnn", {**variant, "recurrence": "row_lstm"})
 
-    for other in OTHERS:
-        check_adapters("pixelrnn", {**VARIANTS["colour_bernoulli_classes"], **other})
+
+@for_each("other", OTHERS)
+def test_adapters_act_in_the_recurrence_of_the_other_variants(other):
+    import test_adapters  # skips this test without peft
+
+    test_adapters.test_all_samplers_see_the_adapters.__wrapped__("pixelrnn", other)
 
 
 def test_the_row_lstm_is_recorded_coded_and_drawn_at_any_size(recordings, monkeypatch):  # noqa: F811
     pytest.importorskip("constriction")
-    check_recordings(
-        "pixelrnn", {**VARIANTS["colour_bernoulli_classes"], "recurrence": "row_lstm"}, recordings, monkeypatch
-    )
+    check_recordings("pixelrnn", OTHERS["row_lstm"], recordings, monkeypatch)
     monkeypatch.undo()
     for height, width in [*SIZES, (12, 3), (3, 12)]:
         model = build_model("pixelrnn", recurrence="row_lstm", num_channels=3, image_size=[height, width]).double()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import build_model, conditions, random_inputs, seeded, small_config
+from conftest import build_model, conditions, for_each, random_inputs, seeded, small_config
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_pixelcnn import PixelSNAILConfig, PixelSNAILForCausalImageModeling
@@ -78,15 +78,15 @@ def written_out(model, levels, class_ids):
     return x
 
 
-def test_it_is_the_equations_of_the_paper_with_each_kernel_of_attention():
-    for kind in KINDS:
-        model = build_model("pixelsnail", **kind).double()
-        inputs = random_inputs(model)
-        expected = written_out(model, inputs["pixel_values"], inputs.get("class_ids"))
-        for implementation in ("sdpa", "eager"):
-            model.set_attn_implementation(implementation)
-            features = model.model(**inputs).last_hidden_state
-            torch.testing.assert_close(model.head(features), expected, rtol=0, atol=1e-12)
+@for_each("kind", KINDS)
+def test_it_is_the_equations_of_the_paper_with_each_kernel_of_attention(kind):
+    model = build_model("pixelsnail", **kind).double()
+    inputs = random_inputs(model)
+    expected = written_out(model, inputs["pixel_values"], inputs.get("class_ids"))
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        features = model.model(**inputs).last_hidden_state
+        torch.testing.assert_close(model.head(features), expected, rtol=0, atol=1e-12)
 
 
 def test_the_default_model_has_the_parameters_of_the_authors():
@@ -98,36 +98,36 @@ def test_the_default_model_has_the_parameters_of_the_authors():
     assert gains == 70_368
 
 
-def test_all_samplers_agree_at_all_sizes_and_each_pixel_attends_to_what_is_known():
-    for kind in KINDS:
-        model = build_model("pixelsnail", **kind).double()
-        for size in [(1, 1), (1, 5), (4, 1), (7, 2), (2, 6)]:
-            request = {"image_size": size, "return_dict_in_generate": True, "num_images": 2, **conditions(model, 2)}
-            naive, cached = (
-                model.generate(**request, generator=seeded(), sampler=sampler, output_scores=True)
-                for sampler in ("naive", "cached")
-            )
-            for expected, scores in zip(naive.scores, cached.scores, strict=True):
-                torch.testing.assert_close(scores, expected, rtol=0, atol=1e-11)
-            others = [model.generate(**request, generator=seeded(), sampler=s) for s in ("cached", "fixed_point")]
-            assert all(torch.equal(naive.sequences, output.sequences) for output in others)
+@for_each("kind", KINDS)
+def test_all_samplers_agree_at_all_sizes_and_each_pixel_attends_to_what_is_known(kind):
+    model = build_model("pixelsnail", **kind).double()
+    for size in [(1, 1), (1, 5), (4, 1), (7, 2), (2, 6)]:
+        request = {"image_size": size, "return_dict_in_generate": True, "num_images": 2, **conditions(model, 2)}
+        naive, cached = (
+            model.generate(**request, generator=seeded(), sampler=sampler, output_scores=True)
+            for sampler in ("naive", "cached")
+        )
+        for expected, scores in zip(naive.scores, cached.scores, strict=True):
+            torch.testing.assert_close(scores, expected, rtol=0, atol=1e-11)
+        others = [model.generate(**request, generator=seeded(), sampler=s) for s in ("cached", "fixed_point")]
+        assert all(torch.equal(naive.sequences, output.sequences) for output in others)
 
 
-def test_no_prediction_depends_on_itself_or_what_comes_later_and_every_one_on_all_before():
+@for_each("kind", [{}, {"num_channels": 3, "num_levels": 9, "attention_projection": "lean"}])
+def test_no_prediction_depends_on_itself_or_what_comes_later_and_every_one_on_all_before(kind):
     """By perturbation, of ordinary weights: attention among them, whose keys no path of positive weights needs."""
-    for kind in [{}, {"num_channels": 3, "num_levels": 9, "attention_projection": "lean"}]:
-        model = build_model("pixelsnail", **kind, image_size=[6, 7], num_hidden_layers=1).double()
-        levels = random_inputs(model, batch=1)["pixel_values"]
-        with torch.no_grad():
-            image = model.model.encoding(levels, torch.float64)
-            changed = image.repeat(42, 1, 1, 1)
-            for pixel in range(42):
-                changed[pixel, :, pixel // 7, pixel % 7] += 0.5
-            batch = torch.cat([image, changed])
-            model.model.encoding.register_forward_hook(lambda module, args, output, batch=batch: batch)
-            features = model.model(levels.expand(43, -1, -1, -1)).last_hidden_state.flatten(2)
-        seen = (features[1:] - features[:1]).abs().amax(1) > 1e-12  # (pixel that changed, pixel that is predicted)
-        assert torch.equal(seen, torch.ones(42, 42, dtype=torch.bool).triu(1))
+    model = build_model("pixelsnail", **kind, image_size=[6, 7], num_hidden_layers=1).double()
+    levels = random_inputs(model, batch=1)["pixel_values"]
+    with torch.no_grad():
+        image = model.model.encoding(levels, torch.float64)
+        changed = image.repeat(42, 1, 1, 1)
+        for pixel in range(42):
+            changed[pixel, :, pixel // 7, pixel % 7] += 0.5
+        batch = torch.cat([image, changed])
+        model.model.encoding.register_forward_hook(lambda module, args, output: batch)
+        features = model.model(levels.expand(43, -1, -1, -1)).last_hidden_state.flatten(2)
+    seen = (features[1:] - features[:1]).abs().amax(1) > 1e-12  # (pixel that changed, pixel that is predicted)
+    assert torch.equal(seen, torch.ones(42, 42, dtype=torch.bool).triu(1))
 
 
 def test_where_a_field_is_computed_attention_is_the_mean_of_all_earlier_values():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sample
 import torch
-from conftest import VARIANTS, build_model, random_inputs, seeded
+from conftest import VARIANTS, build_model, for_each, random_inputs, seeded
 from PIL import Image
 
 from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPipelineOutput, animation, image_grid, rows_as_drawn
@@ -91,21 +91,21 @@ def test_a_notebook_shows_a_batch_as_a_grid():
     assert PixelCNNPipelineOutput()._repr_png_() is None
 
 
-def test_the_distribution_of_one_level_is_that_of_the_likelihood(family):
-    for variant in VARIANTS.values():
-        model = build_model(family, **variant).double()
-        inputs = random_inputs(model)
-        levels = inputs["pixel_values"]
-        with torch.no_grad():
-            log_prob = model.log_prob(**inputs)
-            for row, column, channel in [(0, 0, 0), (2, 3, levels.shape[1] - 1), (4, 5, 0)]:
-                found = model.level_log_prob(levels, row, column, channel, class_ids=inputs.get("class_ids"))
-                assert torch.allclose(found.exp().sum(-1), torch.ones(2, dtype=torch.float64))
-                true = found.gather(1, levels[:, channel, row, column, None])[:, 0]
-                assert torch.allclose(true, log_prob[:, channel, row, column])
-            for place in [(-1, 0, 0), (0, 6, 0), (0, 0, -1), (0, 0, levels.shape[1])]:
-                with pytest.raises(IndexError, match="There is no dimension of `channel`"):
-                    model.level_log_prob(levels, *place, class_ids=inputs.get("class_ids"))
+@for_each("variant", VARIANTS)
+def test_the_distribution_of_one_level_is_that_of_the_likelihood(family, variant):
+    model = build_model(family, **variant).double()
+    inputs = random_inputs(model)
+    levels = inputs["pixel_values"]
+    with torch.no_grad():
+        log_prob = model.log_prob(**inputs)
+        for row, column, channel in [(0, 0, 0), (2, 3, levels.shape[1] - 1), (4, 5, 0)]:
+            found = model.level_log_prob(levels, row, column, channel, class_ids=inputs.get("class_ids"))
+            assert torch.allclose(found.exp().sum(-1), torch.ones(2, dtype=torch.float64))
+            true = found.gather(1, levels[:, channel, row, column, None])[:, 0]
+            assert torch.allclose(true, log_prob[:, channel, row, column])
+        for place in [(-1, 0, 0), (0, 6, 0), (0, 0, -1), (0, 0, levels.shape[1])]:
+            with pytest.raises(IndexError, match="There is no dimension of `channel`"):
+                model.level_log_prob(levels, *place, class_ids=inputs.get("class_ids"))
 
 
 def test_regions_are_those_of_the_picture_drawn_by_hand():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import receptive_field as script
 import torch
-from conftest import FAMILIES, WITH_KERNELS, build_model
+from conftest import FAMILIES, KINDS, VARIANTS, WITH_KERNELS, build_model, for_each
 from test_causality import make_non_negative
 from test_causality import receptive_field as field_by_taps
 
@@ -49,6 +49,7 @@ def fields_by_perturbation(model):
     return fields
 
 
+@for_each("kind", KINDS)
 def test_the_field_is_that_of_perturbation(family, kind):
     model = build_model(family, **kind)
     fields = fields_by_perturbation(model)
@@ -57,6 +58,7 @@ def test_the_field_is_that_of_perturbation(family, kind):
             assert torch.equal(receptive_field(model, row, column, channel), fields[channel, row, column])
 
 
+@for_each("variant", VARIANTS)
 def test_the_field_is_that_of_the_taps(family, variant):
     for height, width, depth in [(7, 10, 1), (9, 9, 3)]:
         model = build_model(family, **variant, image_size=[height, width], num_hidden_layers=depth)

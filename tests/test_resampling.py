@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import SAMPLERS, build_model, classy_model, random_inputs, seeded
+from conftest import SAMPLERS, build_model, classy_model, for_each, random_inputs, seeded
 
 from hf_pixelcnn import PixelCNNGenerationConfig
 
@@ -31,28 +31,28 @@ def weights_by_hand(model, images, known, **class_ids):
 
 
 @pytest.mark.slow
-def test_one_of_the_completions_is_chosen_by_its_weight_and_a_number_of_its_own(family):
-    for sampler in SAMPLERS:
-        for config in [{}, {"num_channels": 3, "num_levels": 4}]:
-            model = contrasted_model(family, **config)
-            given = random_inputs(model, batch=2)["pixel_values"]
-            known = torch.rand(given.shape, generator=seeded(1)) < 0.5
-            known[:, :, 0, :2] = True  # these precede all free dimensions and must not count
-            output = model.generate(
-                given, known, generator=seeded(), num_resamples=5, sampler=sampler, return_dict_in_generate=True
-            )
-            generator = seeded()
-            for i in range(2):
-                candidates = model.generate(given[i : i + 1], known[i : i + 1], num_images=5, generator=generator)
-                number = torch.rand(1, dtype=torch.float64, generator=generator).item()
-                weights = weights_by_hand(model, candidates, known[i : i + 1].expand(5, -1, -1, -1))
-                weights /= weights.sum()
-                chosen = sum(total.item() <= number for total in weights.cumsum(0))
-                assert torch.equal(output.sequences[i], candidates[chosen])
-                assert output.effective_sample_size[i].item() == pytest.approx(1 / weights.square().sum().item())
-                assert 1 < output.effective_sample_size[i] < 4.9
-            assert output.sequences.shape == given.shape
-            assert torch.equal(output.sequences[known], given[known])
+@for_each("sampler", SAMPLERS)
+@for_each("config", [{}, {"num_channels": 3, "num_levels": 4}])
+def test_one_of_the_completions_is_chosen_by_its_weight_and_a_number_of_its_own(family, sampler, config):
+    model = contrasted_model(family, **config)
+    given = random_inputs(model, batch=2)["pixel_values"]
+    known = torch.rand(given.shape, generator=seeded(1)) < 0.5
+    known[:, :, 0, :2] = True  # these precede all free dimensions and must not count
+    output = model.generate(
+        given, known, generator=seeded(), num_resamples=5, sampler=sampler, return_dict_in_generate=True
+    )
+    generator = seeded()
+    for i in range(2):
+        candidates = model.generate(given[i : i + 1], known[i : i + 1], num_images=5, generator=generator)
+        number = torch.rand(1, dtype=torch.float64, generator=generator).item()
+        weights = weights_by_hand(model, candidates, known[i : i + 1].expand(5, -1, -1, -1))
+        weights /= weights.sum()
+        chosen = sum(total.item() <= number for total in weights.cumsum(0))
+        assert torch.equal(output.sequences[i], candidates[chosen])
+        assert output.effective_sample_size[i].item() == pytest.approx(1 / weights.square().sum().item())
+        assert 1 < output.effective_sample_size[i] < 4.9
+    assert output.sequences.shape == given.shape
+    assert torch.equal(output.sequences[known], given[known])
 
 
 @pytest.mark.slow
@@ -89,25 +89,23 @@ def test_the_law_of_a_choice_and_its_limit_the_exact_posterior(family):
 
 
 @pytest.mark.slow
-def test_parts_and_generators_of_their_own_change_nothing(family):
-    for sampler in SAMPLERS:
-        model = contrasted_model(family, num_classes=3)
-        request = {"pixel_values": random_inputs(model, batch=3)["pixel_values"], "class_ids": [0, 1, 2]}
-        request["known_mask"] = torch.rand(3, 1, 5, 6, generator=seeded()) < 0.5
-        request |= {"num_resamples": 4, "sampler": sampler, "return_dict_in_generate": True}
-        generators = lambda: [seeded(i) for i in range(3)]  # noqa: E731
-        whole = model.generate(**request, generator=generators())
-        parts = model.generate(**request, generator=generators(), max_batch_size=5)
-        assert torch.equal(whole.sequences, parts.sequences)
-        torch.testing.assert_close(whole.effective_sample_size, parts.effective_sample_size)
-        alone = {
-            key: value[1:2] for key, value in request.items() if key in ("pixel_values", "known_mask", "class_ids")
-        }
-        assert torch.equal(model.generate(**{**request, **alone}, generator=seeded(1)).sequences[0], whole.sequences[1])
-        continuing = seeded()
-        one_by_one = [model.generate(**{**request, **alone}, generator=continuing).sequences for _ in range(2)]
-        together = model.generate(**{**request, **alone}, num_images=2, generator=seeded()).sequences
-        assert torch.equal(torch.cat(one_by_one), together)
+@for_each("sampler", SAMPLERS)
+def test_parts_and_generators_of_their_own_change_nothing(family, sampler):
+    model = contrasted_model(family, num_classes=3)
+    request = {"pixel_values": random_inputs(model, batch=3)["pixel_values"], "class_ids": [0, 1, 2]}
+    request["known_mask"] = torch.rand(3, 1, 5, 6, generator=seeded()) < 0.5
+    request |= {"num_resamples": 4, "sampler": sampler, "return_dict_in_generate": True}
+    generators = lambda: [seeded(i) for i in range(3)]  # noqa: E731
+    whole = model.generate(**request, generator=generators())
+    parts = model.generate(**request, generator=generators(), max_batch_size=5)
+    assert torch.equal(whole.sequences, parts.sequences)
+    torch.testing.assert_close(whole.effective_sample_size, parts.effective_sample_size)
+    alone = {key: value[1:2] for key, value in request.items() if key in ("pixel_values", "known_mask", "class_ids")}
+    assert torch.equal(model.generate(**{**request, **alone}, generator=seeded(1)).sequences[0], whole.sequences[1])
+    continuing = seeded()
+    one_by_one = [model.generate(**{**request, **alone}, generator=continuing).sequences for _ in range(2)]
+    together = model.generate(**{**request, **alone}, num_images=2, generator=seeded()).sequences
+    assert torch.equal(torch.cat(one_by_one), together)
 
 
 def test_weights_are_equal_where_all_given_pixels_come_first(family):

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 from benchmark import noise_rule_violations, peak_bytes
-from conftest import FAMILIES, SAMPLERS, WITH_CHANNEL_GROUPS, build_model, conditions, random_inputs, seeded
+from conftest import (
+    FAMILIES,
+    KINDS,
+    SAMPLERS,
+    VARIANTS,
+    WITH_CHANNEL_GROUPS,
+    build_model,
+    conditions,
+    for_each,
+    random_inputs,
+    seeded,
+)
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -30,6 +41,7 @@ from hf_pixelcnn.sampling_causal_image import FEATURES_PER_THREAD, threads_that_
 pytestmark = pytest.mark.versions
 
 
+@for_each("variant", VARIANTS)
 def test_all_samplers_draw_the_same_images_in_float64(family, variant):
     model = build_model(family, **variant).double()
     settings = {"num_images": 4, "return_dict_in_generate": True, "output_scores": True, **conditions(model, 4)}
@@ -46,7 +58,7 @@ def test_all_samplers_draw_the_same_images_in_float64(family, variant):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize(
+@for_each(
     "config",
     [
         {"num_hidden_layers": 1},
@@ -57,7 +69,6 @@ def test_all_samplers_draw_the_same_images_in_float64(family, variant):
         {"image_size": [7, 1], "num_channels": 3},
         {"image_size": [1, 1], "num_levels": 256},
     ],
-    ids=str,
 )
 def test_all_samplers_agree_at_the_edges_of_the_configuration(family, config):
     model = build_model(family, **config).double()
@@ -74,6 +85,7 @@ def test_all_samplers_agree_at_another_image_size(family):
     assert all(torch.equal(naive, images) for images in others)
 
 
+@for_each("kind", KINDS)
 def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, kind):
     model = build_model(family, **kind)
     inputs = conditions(model, 3)
@@ -116,17 +128,17 @@ def test_an_image_does_not_depend_on_its_batch(family):
     assert not torch.equal(of_list[0], of_list[1])
 
 
-def test_a_request_split_into_parts_gives_the_same_images(family):
-    for sampler in SAMPLERS:
-        model = build_model(family, num_classes=3).double()
-        request = {"class_ids": [0, 1, 2, -1, 0], "pixel_values": random_inputs(model, batch=5)["pixel_values"]}
-        request["known_mask"] = torch.rand(5, 1, 5, 6, generator=seeded()) < 0.3
-        whole = model.generate(**request, generator=seeded(), sampler=sampler, return_dict_in_generate=True)
-        parts = model.generate(
-            **request, generator=seeded(), sampler=sampler, return_dict_in_generate=True, max_batch_size=2
-        )
-        assert torch.equal(parts.sequences, whole.sequences)
-        assert (parts.num_iterations is None) == (sampler != "fixed_point")
+@for_each("sampler", SAMPLERS)
+def test_a_request_split_into_parts_gives_the_same_images(family, sampler):
+    model = build_model(family, num_classes=3).double()
+    request = {"class_ids": [0, 1, 2, -1, 0], "pixel_values": random_inputs(model, batch=5)["pixel_values"]}
+    request["known_mask"] = torch.rand(5, 1, 5, 6, generator=seeded()) < 0.3
+    whole = model.generate(**request, generator=seeded(), sampler=sampler, return_dict_in_generate=True)
+    parts = model.generate(
+        **request, generator=seeded(), sampler=sampler, return_dict_in_generate=True, max_batch_size=2
+    )
+    assert torch.equal(parts.sequences, whole.sequences)
+    assert (parts.num_iterations is None) == (sampler != "fixed_point")
 
 
 def test_scores_of_a_request_split_into_parts_are_in_order(family):
@@ -333,7 +345,7 @@ class RecordedOperations(TorchDispatchMode):
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """The recordings of all caches, as if the CPU had graphs."""
+    """The recordings of all caches, in order, as if the CPU had graphs."""
     recordings = []
 
     def capture(device):
@@ -344,9 +356,11 @@ def recordings(monkeypatch):
     return recordings
 
 
+@for_each("kind", KINDS)
 def test_steps_can_be_recorded_and_replayed(family, kind, recordings, monkeypatch):
     model = build_model(family, **kind).double()
     request = {"num_images": 3, "image_size": (12, 4), **conditions(model, 3)}
+    recordings.clear()
     with monkeypatch.context() as without:
         without.delitem(caching_causal_image.CAPTURES, "cpu")
         expected = model.generate(**request, generator=seeded(0))
@@ -359,6 +373,7 @@ def test_steps_can_be_recorded_and_replayed(family, kind, recordings, monkeypatc
     assert torch.equal(model.generate(**{**request, **by_row_and_pixel}, generator=seeded(0)), expected)
 
 
+@for_each("kind", KINDS)
 def test_recordings_are_kept_for_requests_of_the_same_shape(family, kind, recordings, monkeypatch):
     model = build_model(family, **kind).double()
 
@@ -372,6 +387,7 @@ def test_recordings_are_kept_for_requests_of_the_same_shape(family, kind, record
             expected = draw(*args, **kwargs)
         assert torch.equal(draw(*args, **kwargs), expected)
 
+    recordings.clear()
     draw(3, seed=0)
     num_operations, first = recordings[0].num_replays, recordings[0]
     check(3, seed=1)
@@ -431,19 +447,19 @@ def test_noise_is_one_call_an_image_in_raster_order():
     assert torch.equal(noise, torch.stack(expected, dim=1))
 
 
-def test_known_pixels_are_kept_image_by_image(family):
-    for sampler in SAMPLERS:
-        model = build_model(family, num_channels=3, num_levels=4).double()
-        given = random_inputs(model, batch=3)["pixel_values"]
-        mask = torch.rand(given.shape, generator=seeded()) < 0.4
-        given[~mask] = -7  # whatever stands at free positions is ignored
-        images = model.generate(pixel_values=given, known_mask=mask, generator=seeded(), sampler=sampler)
-        assert torch.equal(images[mask], given[mask])
-        free = model.generate(num_images=3, generator=seeded())
-        first = mask.permute(0, 2, 3, 1).flatten(1).int().argmax(1)  # before its first given dimension nothing changes
-        for i in range(3):
-            a, b = (x[i].permute(1, 2, 0).flatten()[: first[i]] for x in (images, free))
-            assert torch.equal(a, b)
+@for_each("sampler", SAMPLERS)
+def test_known_pixels_are_kept_image_by_image(family, sampler):
+    model = build_model(family, num_channels=3, num_levels=4).double()
+    given = random_inputs(model, batch=3)["pixel_values"]
+    mask = torch.rand(given.shape, generator=seeded()) < 0.4
+    given[~mask] = -7  # whatever stands at free positions is ignored
+    images = model.generate(pixel_values=given, known_mask=mask, generator=seeded(), sampler=sampler)
+    assert torch.equal(images[mask], given[mask])
+    free = model.generate(num_images=3, generator=seeded())
+    first = mask.permute(0, 2, 3, 1).flatten(1).int().argmax(1)  # before its first given dimension nothing changes
+    for i in range(3):
+        a, b = (x[i].permute(1, 2, 0).flatten()[: first[i]] for x in (images, free))
+        assert torch.equal(a, b)
 
 
 def test_completions_are_the_same_for_all_samplers_and_for_one_image_expanded(family):

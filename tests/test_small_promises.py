@@ -58,7 +58,7 @@ def test_labels_are_checked_before_the_network_runs(family):
     levels = random_inputs(model)["pixel_values"]
     calls = []
     model.model.register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(ValueError, match="`labels` must be levels"):
+    with pytest.raises(ValueError, match=r"`labels` must be levels 0 \.\.\. 1"):
         model(levels, labels=levels + 2)
     assert calls == []
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, build_model, conditions, random_inputs, seeded
+from conftest import FAMILIES, VARIANTS, build_model, conditions, for_each, random_inputs, seeded
 from test_sampling import RecordedOperations
 
 from hf_pixelcnn import caching_causal_image, sampling_causal_image
@@ -54,6 +54,7 @@ def requests(model):
 
 
 @pytest.mark.parametrize("family", WITH_SPANS)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_spans_draw_the_images_of_the_naive_sampler(family, variant, planned):
     model = build_model(family, **variant, image_size=[3, 10]).double()
     for request in requests(model):
@@ -84,6 +85,7 @@ def test_spans_at_the_edges_of_the_configuration(family, planned):
 
 
 @pytest.mark.parametrize("family", WITH_SPANS)
+@for_each("variant", VARIANTS)
 def test_a_span_gives_the_parameters_of_the_forward_pass(family, variant):
     model = build_model(family, **variant, image_size=[3, 9]).double()
     inputs = random_inputs(model, batch=2)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SAMPLERS, random_inputs, seeded
+from conftest import ROOT, SAMPLERS, for_each, random_inputs, seeded
 from modeling_toy import FAMILY, ToyConfig, ToyForCausalImageModeling, ToyForImageClassification
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
 from transformers.models.auto import configuration_auto, image_processing_auto, modeling_auto
@@ -61,7 +61,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("config", KINDS, ids=str)
+@for_each("config", KINDS)
 def test_all_samplers_draw_the_same_images_and_the_codec_gives_them_back(config):
     model = toy(**config).double()
     condition = {"class_ids": [0, 2, -1]} if model.config.num_classes else {}
@@ -73,7 +73,7 @@ def test_all_samplers_draw_the_same_images_and_the_codec_gives_them_back(config)
     assert torch.equal(decompress(model, compress(model, drawn[0], **condition)), drawn[0])
 
 
-@pytest.mark.parametrize("config", KINDS, ids=str)
+@for_each("config", KINDS)
 def test_its_likelihoods_sum_to_one(config):
     model = toy(**config, image_size=1 if config.get("num_channels") else 2).double()
     shape = (model.config.num_channels, *model.config.image_size)
