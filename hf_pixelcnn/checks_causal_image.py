@@ -1,6 +1,7 @@
 """Checks of what a user passes in, made before any work, and the mode that models work in."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from numbers import Integral
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from .configuration_causal_image import CausalImageModelingConfig, is_int
+from .pictures_causal_image import upright
 
 SMALL_REQUEST = 2**26  # bytes that are not worth a question to the system
 
@@ -76,14 +78,30 @@ def drawing_network(model):
     inner = getattr(model, "_orig_mod", model)
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
-    if not hasattr(inner, "generate"):
+    if not hasattr(inner, "generate") or not hasattr(getattr(inner, "config", None), "num_levels"):
         name = type(inner).__name__
         raise TypeError(f"`model` must be a ...ForCausalImageModeling, which can draw images, got {name}.")
     return inner
 
 
+def check_json_object(path: str | os.PathLike):
+    """Raise `OSError` unless a file holds names and values in JSON: transformers takes `null` for a missing file."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise OSError(f"'{path}' is not a valid JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise OSError(f"'{path}' must hold a dictionary in JSON, got {type(content).__name__}.")
+
+
 def check_processor(processor, config: CausalImageModelingConfig):
     """Raise `ValueError` unless an image processor makes as many levels, of as many channels, as `config` says."""
+    if not hasattr(processor, "post_process") or not hasattr(processor, "num_levels"):
+        raise ValueError(
+            f"The image processor must make levels, as PixelCNNImageProcessor does, got {type(processor).__name__}: "
+            "the preprocessor_config.json beside the model is another model's."
+        )
     for name in ("num_levels", "num_channels"):
         ours, theirs = getattr(config, name), getattr(processor, name, None)
         if theirs not in (None, ours):
@@ -155,6 +173,8 @@ def _class_id(one: object, config: CausalImageModelingConfig) -> int:
         return names[one]
     if isinstance(one, bool) or not isinstance(one, Integral):
         raise TypeError(f"`class_ids` must be ids or names of classes, got {one!r}.")
+    if abs(int(one)) >= 2**63:  # which no tensor holds
+        raise ValueError(f"`class_ids` must be -1 ... {config.num_classes - 1}, got an integer of over 64 bits.")
     return int(one)
 
 
@@ -189,6 +209,18 @@ def class_ids_of(classes: object, config: CausalImageModelingConfig) -> torch.Te
     return classes.long().reshape(-1)
 
 
+def _light_pixels(picture: Image.Image) -> np.ndarray:
+    """Where a picture, turned upright, is at least half white."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        raise ValueError(
+            f"`known_mask`: what is white in a picture of mode {picture.mode} is not said; make it mode L."
+        )
+    grey = np.asarray(upright(picture).convert("L"))
+    if 0 < (lightest := grey.max(initial=0)) < 128:
+        raise ValueError(f"`known_mask`: the picture is nowhere white, its lightest pixel is {lightest} of 255.")
+    return grey >= 128
+
+
 def mask_of(mask: object) -> torch.Tensor:
     r"""
     Read what a user gives as a mask of what is known.
@@ -200,7 +232,7 @@ def mask_of(mask: object) -> torch.Tensor:
         ValueError: If it is something else.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L")) >= 128
+        mask = _light_pixels(mask)
     if isinstance(mask, np.ndarray | list):
         mask = np.array(mask)  # what torch can share: writable, in one piece
         mask = torch.from_numpy(mask) if mask.dtype == bool else mask
@@ -278,6 +310,7 @@ __all__ = [
     "check_class_ids",
     "check_class_labels",
     "check_count",
+    "check_json_object",
     "check_levels",
     "check_memory",
     "check_processor",

@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
@@ -20,7 +20,7 @@ from transformers.utils.generic import TensorType
 
 from .checks_causal_image import check_memory
 from .configuration_causal_image import MAX_EMBEDDED_LEVELS, is_int
-from .pictures_causal_image import Pictures
+from .pictures_causal_image import Pictures, upright
 
 CHANNELS_FIRST, CHANNELS_LAST = ChannelDimension.FIRST.value, ChannelDimension.LAST.value
 
@@ -174,15 +174,6 @@ def _check_is_pil(image: Any, levels: bool | None, where: str) -> None:
         )
     if levels:
         raise TypeError(f"{where} is a PIL image, which holds pixels; `levels=True` is for arrays of integers.")
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """An image turned as its EXIF orientation says, as `datasets` turns it; damaged EXIF data say nothing."""
-    try:
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    except Exception:  # what PIL raises depends on the damage
-        return image
-    return ImageOps.exif_transpose(image) if is_turned else image
 
 
 def _pixels_of_pil(image: Image.Image, num_channels: int, where: str) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Levels as pictures, pictures side by side, and pictures that move."""
+"""Levels as pictures, pictures side by side, pictures that move, and pictures turned upright."""
 
 import io
 import math
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 
 def png_of(picture: Image.Image, **options) -> bytes:
@@ -13,6 +13,15 @@ def png_of(picture: Image.Image, **options) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", **options)
     return file.getvalue()
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says, as `datasets` turns it; damaged EXIF data say nothing."""
+    try:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # what PIL raises depends on the damage
+        return image
+    return ImageOps.exif_transpose(image) if is_turned else image
 
 
 class Pictures(list[Image.Image]):

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .checks_causal_image import check_count, check_processor
+from .checks_causal_image import check_count, check_json_object, check_processor, drawing_network
 from .configuration_causal_image import is_int
 from .image_processing_causal_image import PixelCNNImageProcessor, check_output_type
 from .pictures_causal_image import Pictures
@@ -97,6 +97,7 @@ class PixelCNNImagePipeline(Pipeline):
     _load_video_processor = False
 
     def __init__(self, model, *args, image_processor=None, **kwargs):
+        drawing_network(model)  # there must be one
         image_processor = image_processor or self.find_image_processor(model)
         check_processor(image_processor, model.config)
         super().__init__(model, *args, image_processor=image_processor, **kwargs)
@@ -114,6 +115,7 @@ class PixelCNNImagePipeline(Pipeline):
             _raise_exceptions_for_connection_errors=False,
         )
         if path:
+            check_json_object(path)
             return PixelCNNImageProcessor.from_pretrained(os.path.dirname(path))
         logger.warning(
             f"{name or 'The model'} has no image processor (preprocessor_config.json). Using one for "

@@ -21,14 +21,13 @@ import sys
 import tempfile
 import time
 import traceback
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import DIGITS, FAMILIES, VARIANTS, build_model, classy_model, conditions
+from conftest import DIGITS, FAMILIES, VARIANTS, bomb, build_model, classy_model, conditions
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -279,14 +278,6 @@ def png(size=(6, 6), mode="L") -> bytes:
     file = io.BytesIO()
     Image.new(mode, size).save(file, "png")
     return file.getvalue()
-
-
-def bomb() -> bytes:
-    """A picture of 60000×60000 pixels in some bytes."""
-    data = bytearray(png())
-    data[16:24] = (60000).to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
-    return bytes(data)
 
 
 def hostile_rows(rng: random.Random, all_scripts: dict) -> tuple[Callable, list[str]]:

@@ -1,7 +1,9 @@
 import functools
 import inspect
+import io
 import os
 import sys
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub: no test needs the network
@@ -13,6 +15,7 @@ sys.path.append(str(Path(__file__).parent.parent / "training"))  # scripts, whos
 import pytest
 import torch
 from families import facts
+from PIL import Image
 from transformers.utils import logging
 
 import hf_pixelcnn
@@ -142,6 +145,16 @@ def conditions(model, batch):
 
 def seeded(seed=0, device="cpu"):
     return torch.Generator(device).manual_seed(seed)
+
+
+def bomb() -> bytes:
+    """A picture of 60000×60000 pixels in some bytes."""
+    file = io.BytesIO()
+    Image.new("L", (6, 6)).save(file, "png")
+    data = bytearray(file.getvalue())
+    data[16:24] = (60000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
 
 
 def one_line_error(main, words):

@@ -69,6 +69,7 @@ def push(folder: Path) -> dict:
         disable_tqdm=True,
         use_cpu=True,
     )
+    args.set_push_to_hub("tester/trained", strategy="all_checkpoints")  # would publish what belongs to the run
     trainer = PixelCNNTrainer(model, args, train_dataset=images, processing_class=processor)
     trainer.train()
     trainer.push_to_hub()

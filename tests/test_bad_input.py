@@ -1,6 +1,7 @@
 """Mistakes are answered by an error that names the argument, what came and what would work, before any work."""
 
 import inspect
+import io
 import pydoc
 import re
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 from conftest import FAMILIES, build_model
 from huggingface_hub.errors import StrictDataclassError
+from PIL import ExifTags, Image
 
 from hf_pixelcnn import PixelCNNGenerationConfig
+from hf_pixelcnn.checks_causal_image import mask_of
 
 pytestmark = pytest.mark.versions
 
@@ -108,6 +111,7 @@ def test_wrong_arguments_of_generate():
         ),
         ({"class_ids": "3"}, ValueError, "There is no class '3'"),
         ({"class_ids": ["3"]}, ValueError, "There is no class '3'"),
+        ({"class_ids": [2**70]}, ValueError, "`class_ids` must be -1 ... -1, got an integer of over 64 bits"),
         ({"class_ids": [1, None]}, TypeError, "`class_ids` must be ids or names of classes, got None"),
         (
             {"generation_config": {"temperature": 0.5}},
@@ -155,6 +159,20 @@ def test_wrong_images_to_complete():
         model.generate(pixel_values=levels(2, 3, 5, 6), known_mask=mask)
     with pytest.raises(ValueError, match=r"`image_size` \[4, 4\] is not the size of `pixel_values`"):
         model.generate(pixel_values=given, known_mask=mask, image_size=4)
+
+
+def test_pictures_of_masks_are_upright_and_have_white_where_pixels_are_given():
+    given, turned = np.array([[True, False, False], [True, True, False]]), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    Image.fromarray(np.rot90(given)).save(file, "PNG", exif=turned)
+    assert mask_of(Image.open(file)).tolist() == given.tolist()
+    assert not mask_of(Image.new("L", (3, 2))).any()
+    with pytest.raises(ValueError, match="nowhere white, its lightest pixel is 1 of 255"):
+        mask_of(Image.fromarray(given.astype(np.uint8)))
+    for dtype in (np.uint16, np.int32, np.float32):
+        with pytest.raises(ValueError, match=r"what is white in a picture of mode .* is not said; make it mode L"):
+            mask_of(Image.fromarray(given.astype(dtype)))
 
 
 def test_wrong_classes_to_generate(family):

@@ -17,8 +17,8 @@ import sample
 import score
 import train
 import train_arguments
-from command_line import CommandLineError, CommandLineParser, options_of
-from conftest import ROOT, for_each
+from command_line import CommandLineError, CommandLineParser, one_line_errors, options_of
+from conftest import ROOT, for_each, one_line_error
 from declared_fields import fields_of_configs, fields_of_script, fields_of_training_arguments
 from huggingface_hub.errors import StrictDataclassError
 from places import check_places
@@ -254,6 +254,19 @@ def test_a_value_of_another_type_in_a_recipe_is_refused_by_the_name_of_its_key(t
         for words in ([], ["--num_levels", "4", "--learning_rate", "1", "--dataset", "digits"]):
             with pytest.raises(CommandLineError, match=expected):  # also where the command line would override it
                 parse_recipe(tmp_path, f"{line}\n", *words)
+
+
+def test_a_recipe_holds_no_token(tmp_path):
+    with pytest.raises(CommandLineError, match=r"`hub_token` in .*: a recipe is kept and published"):
+        parse_recipe(tmp_path, "hub_token: anything\n")
+
+
+def test_a_message_does_not_obey_what_it_repeats():
+    @one_line_errors
+    def main(arguments=None):
+        raise CommandLineError("there is no \x1b[31m\x07 \u202e folder\nmodèle")
+
+    assert one_line_error(main, []) == r"error: there is no \x1b[31m\x07 \u202e folder modèle"
 
 
 def test_a_recipe_gives_arguments_that_are_needed(tmp_path):

@@ -10,7 +10,7 @@ import compress as script
 import numpy as np
 import pytest
 from compress_arguments import COMMANDS, MAX_DIMS
-from conftest import build_model
+from conftest import bomb, build_model
 from PIL import Image
 
 import hf_pixelcnn
@@ -77,6 +77,15 @@ def test_what_levels_do_not_keep_is_said(saved, tmp_path, capsys):
     for classes, message in ((["2"], "`class_ids` must be 0"), (["dog"], "no class 'dog'"), ([*"01"], r"shape \(8,\)")):
         with pytest.raises(SystemExit, match=message):
             run("compress", *words, "--class_ids", *classes)
+
+
+def test_transparency_that_is_not_kept_is_said(saved, tmp_path, capsys):
+    model, images = saved
+    for name, transparency in (("plain.png", None), ("clear.png", 3)):
+        options = {} if transparency is None else {"transparency": transparency}
+        Image.open(images / "photo 0.png").save(tmp_path / name, **options)
+        run("compress", "--model", model, "--input", tmp_path / name, "--output", tmp_path / "x.pxc")
+        assert ("note: 1 of 1 images have pixels" in capsys.readouterr().out) == (transparency is not None)
 
 
 def test_measuring_reports_size_and_time(saved, tmp_path, capsys):
@@ -287,6 +296,7 @@ def test_bad_input_is_answered_in_one_line(saved, tmp_path):
     damaged.write_bytes(stream.read_bytes()[:-1])
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "bomb.png").write_bytes(bomb())
     build_model("gated_pixelcnn", num_levels=256, seed=1).save_pretrained(other)
     no_processor = tmp_path / "no_processor"
     build_model("gated_pixelcnn").save_pretrained(no_processor)
@@ -301,6 +311,7 @@ def test_bad_input_is_answered_in_one_line(saved, tmp_path):
         ([*pack, tmp_path / "nothing"], "there is no file or folder"),
         ([*pack, tmp_path / "empty"], "there is no image"),
         ([*pack, tmp_path / "text.png"], "cannot be used as an image"),
+        ([*pack, tmp_path / "bomb.png"], r"cannot be used as an image: .*\(3600000000 pixels\) exceeds"),
         ([*pack, images, "--class_ids", "3"], "unconditional"),
         (["compress", "--model", model, "--input", images, "--output", "nowhere/x.pxc"], "its folder does not exist"),
         (["compress", "--model", no_processor, "--input", images, "--output", "x.pxc"], "no image processor"),

@@ -222,6 +222,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(tmp_path, 
         assert f"checkpoint-4/{name} is damaged" in message
         assert message.endswith(f"continue from {run / 'checkpoint-2'}.")
         shutil.copy(saved / "checkpoint-4" / name, run / "checkpoint-4" / name)
+    (run / "checkpoint-4" / "model.safetensors").unlink()
+    message = one_line_error(train.main, [*more, str(run / "checkpoint-4")])
+    assert "checkpoint-4/model.safetensors is missing" in message
+    shutil.copy(saved / "checkpoint-4" / "model.safetensors", run / "checkpoint-4")
     (run / "checkpoint-4" / "optimizer.pt").unlink()
     assert "checkpoint-4/optimizer.pt is missing" in one_line_error(train.main, [*more, str(run / "checkpoint-4")])
     caplog.clear()

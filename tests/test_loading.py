@@ -10,10 +10,10 @@ import pytest
 import torch
 from conftest import DIGITS, FAMILIES, ROOT, build_model, for_each, one_line_error
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, ViTConfig, ViTForImageClassification, pipeline
 
 from hf_pixelcnn import PixelCNNImageProcessor
-from hf_pixelcnn.training import InputError, check_finite, load_classifier, load_model
+from hf_pixelcnn.training import InputError, check_finite, load_classifier, load_config, load_model
 
 
 def rewrite_weights(folder, change):
@@ -324,6 +324,42 @@ def test_generation_settings_without_a_meaning_name_their_file(tmp_path):
             AutoModel.from_pretrained(tmp_path)
         with pytest.raises(InputError, match=r"generation_config\.json"):
             load_model(str(tmp_path))
+
+
+def test_a_folder_of_another_kind_of_model_is_refused_whatever_its_files_hold(tmp_path):
+    vit = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=28)
+    ViTForImageClassification(vit).save_pretrained(tmp_path / "vit")
+    for load in (load_model, load_classifier, load_config):
+        with pytest.raises(InputError, match=r"cannot load a model from '.*vit': a vit is no model of this package"):
+            load(str(tmp_path / "vit"))
+    with pytest.raises(TypeError, match="which can draw images, got ViTModel"):
+        pipeline("unconditional-image-generation", model=str(tmp_path / "vit"))
+    message = "The image processor must make levels, as PixelCNNImageProcessor does, got ViT"
+    for content in ({"image_processor_type": "ViTImageProcessor"}, {"feature_extractor_type": "ViTFeatureExtractor"}):
+        build_model("pixelcnn", num_levels=4).save_pretrained(tmp_path)
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(content | {"num_levels": 4}))
+        with pytest.raises(InputError, match=message):
+            load_model(str(tmp_path))
+        with pytest.raises(ValueError, match=message):
+            pipeline("unconditional-image-generation", model=str(tmp_path))
+
+
+def test_json_that_holds_no_names_is_neither_a_missing_file_nor_a_traceback(tmp_path):
+    for text, kind in (("null", "NoneType"), ("[]", "list"), ("NaN", "float")):
+        for name in ("preprocessor_config.json", "config.json"):
+            build_model("pixelcnn", num_levels=4).save_pretrained(tmp_path)
+            (tmp_path / name).write_text(text)
+            message = rf"{name}' must hold a dictionary in JSON, got {kind}\."
+            loaders = (load_model,) if name.startswith("pre") else (load_model, load_classifier, load_config)
+            for load in loaders:
+                with pytest.raises(InputError, match=message):
+                    load(str(tmp_path))
+            if name.startswith("pre"):
+                with pytest.raises(OSError, match=message):
+                    pipeline("unconditional-image-generation", model=str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "pixelcnn", "dtype": 3}')
+    with pytest.raises(InputError, match="torch has no `dtype` 3"):
+        load_config(str(tmp_path))
 
 
 def test_an_image_processor_of_another_model_is_said_when_both_are_loaded(family, tmp_path):

@@ -21,12 +21,21 @@ PACKAGE = ROOT / "hf_pixelcnn"
 PROJECT_URL = "https://example.com/someone/hf_pixelcnn"
 # Imports run from the later of these to the earlier, or stay inside one.
 LAYERS = (
-    ("version", "compressed_stream", "configuration", "masking", "likelihood", "checks", "generation_config"),
+    (
+        "version",
+        "compressed_stream",
+        "configuration",
+        "masking",
+        "likelihood",
+        "pictures",
+        "checks",
+        "generation_config",
+    ),
     ("recurrence",),
     ("adapters",),
     ("caching", "canvas", "sampling", "generation"),
     ("modeling", "blocks", "classification"),
-    ("image_processing", "pictures", "pipeline", "preview", "receptive_field", "compression"),
+    ("image_processing", "pipeline", "preview", "receptive_field", "compression"),
     ("__init__",),
 )
 

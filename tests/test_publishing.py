@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import math
 import re
 import shlex
 import shutil
@@ -161,7 +162,7 @@ def test_folders_that_hold_something_else_are_left_alone(run, tmp_path, unchecke
     (notes / "analysis.py").write_text("")
     assert "did not write (README.md, analysis.py)" in refused(notes)
     publish.main(["--model", str(run), "--output_dir", str(tmp_path / "hub")])
-    for name in ("notes.png", "mine.py"):
+    for name in ("notes.png", "mine.py", "notes.json", "model-mine.safetensors", ".env"):
         (tmp_path / "hub" / name).write_text("")
         assert f"did not write ({name})" in refused(tmp_path / "hub")
         (tmp_path / "hub" / name).unlink()
@@ -172,6 +173,7 @@ def test_folders_that_hold_something_else_are_left_alone(run, tmp_path, unchecke
     (tmp_path / "notes.txt").write_text("mine")
     for name in ("link", "notes.txt"):
         assert f"{name} is a file or a link, not a folder" in refused(tmp_path / name)
+    assert "cannot write into /" in refused("/")
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -297,6 +299,11 @@ def test_a_command_that_names_a_machine_or_holds_a_secret_is_not_published(run, 
         "my_hf_" + "a" * 34,
         "https://me:secret@host/x",
         "git@host:someone/x",
+        "//server/someone/x",
+        "\\\\server\\someone",
+        "ghp_" + "a" * 36,
+        "AKIA" + "A" * 16,
+        "hub_token: anything",
     ]
     for word in cases:
         results = RESULTS | {"command": f"train.py --dataset ylecun/mnist --option {shlex.quote(word)}"}
@@ -314,6 +321,31 @@ def test_a_command_that_names_a_machine_or_holds_a_secret_is_not_published(run, 
         (run / "samples.png").unlink()
         assert not (run / "hub").exists()
     publish.main(["--model", str(run), "--quality", "about ~5% of the digits are none, 3/4 are good"])
+
+
+def test_a_picture_says_nothing_beside_its_pixels_that_is_not_public(run, unchecked):
+    path, exif = run / "loss_curve.png", Image.Exif()
+    exif[0x010E] = "from /home/someone/x"  # its description
+    Image.new("L", (4, 4)).save(path, exif=exif)
+    assert "a path of this machine, or a secret" in one_line_error(publish.main, ["--model", run])
+    Image.new("L", (4, 4)).save(path)
+    path.write_bytes(path.read_bytes() + b"hf_")
+    assert "loss_curve.png goes on after the end of its picture" in one_line_error(publish.main, ["--model", run])
+    Image.new("L", (4, 4)).save(path, "JPEG")
+    assert "loss_curve.png cannot be used as an image" in one_line_error(publish.main, ["--model", run])
+    assert not (run / "hub").exists()
+
+
+def test_results_and_recipes_that_nobody_can_read_are_answered_in_one_line(run, unchecked):
+    cases = {"dataset": [1], "bits_per_dim": math.nan, "nats_per_dim": "low", "steps": None, "command": 3}
+    for name, value in cases.items():
+        (run / "results.json").write_text(json.dumps(RESULTS | {name: value}))
+        message = one_line_error(publish.main, ["--model", run])
+        assert re.search(f"results.json: `{name}` must be (text|a finite number), got ", message)
+    (run / "results.json").write_text(json.dumps(RESULTS))
+    for recipe in (b"\xff\xfe", b"[" * 5000, b"3"):
+        (run / "recipe.yaml").write_bytes(recipe)
+        assert "recipe.yaml is not a recipe" in one_line_error(publish.main, ["--model", run])
 
 
 def test_paths_inside_the_project_become_relative_ones():

@@ -1,9 +1,12 @@
 """Promises of one line that nothing else holds: initial values, floors, what is read from where, and when."""
 
+import contextlib
 import json
 import math
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ from hf_pixelcnn.caching_causal_image import SamplingCache
 from hf_pixelcnn.checks_causal_image import check_levels
 from hf_pixelcnn.compression import identity
 from hf_pixelcnn.modeling_causal_image import PixelEncoding
-from hf_pixelcnn.training import InputError, load_model, write_json, written_beside
+from hf_pixelcnn.training import InputError, all_written_beside, load_model, write_json, written_beside
 from hf_pixelcnn.training.records import public_words
 from hf_pixelcnn.training.trainer import WeightAverage
 
@@ -233,6 +236,32 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, error):
         write_json({"a": 2}, path)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [other.name for other in path.parent.iterdir()] == ["results.json"]
+
+
+def test_several_files_of_a_folder_change_together_and_weights_last(tmp_path, monkeypatch):
+    folder, names, replaced = tmp_path / "model", ["config.json", "generation_config.json", "model.safetensors"], []
+
+    def replace(source, target):
+        if len(replaced) == failing:
+            raise OSError("no space")
+        replaced.append(Path(target).name)
+        shutil.move(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    for failing in range(4):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "config.json").write_text("old")
+        (folder / "notes.txt").write_text("mine")
+        replaced.clear()
+        expected = pytest.raises(OSError, match="no space") if failing < 3 else contextlib.nullcontext()
+        with expected, all_written_beside(folder) as beside:
+            for name in reversed(names):
+                (beside / name).write_text("new")
+            assert (folder / "config.json").read_text() == "old"
+        assert replaced == names[:failing]
+        left = {path.name for path in folder.iterdir()}
+        assert left == {"notes.txt", *(names if failing == 3 else ["config.json"])}  # no new file beside an old one
 
 
 def test_the_verbosity_of_transformers_is_that_of_this_package(caplog, tmp_path):

@@ -18,7 +18,7 @@ import sample
 import score
 import torch
 import train
-from conftest import DIGITS, ROOT, one_line_error, strengthen_classes
+from conftest import DIGITS, ROOT, bomb, one_line_error, strengthen_classes
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
@@ -568,6 +568,10 @@ def test_a_damaged_image_is_answered_in_one_line(tmp_path):
     message = one_line_error(train.main, words)
     assert "row 1 of column 'image' (cut.png) cannot be used as an image: " in message
     assert not (tmp_path / "run").exists()
+    images[1] = {"bytes": bomb(), "path": "bomb.png"}
+    folder = save_rows(tmp_path / "bomb", {"image": images}, image=datasets.Image())
+    message = one_line_error(train.main, [*words, "--dataset", folder])
+    assert "row 1 of column 'image' (bomb.png) cannot be used as an image: Image size (3600000000 pixels)" in message
     images[1] = None
     folder = save_rows(tmp_path / "missing", {"image": images}, image=datasets.Image())
     assert "row 1 of column 'image' has no image" in one_line_error(train.main, [*words, "--dataset", folder])
@@ -892,6 +896,8 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
         assert message in one_line_error(train.main, words)
         assert not list(tmp_path.glob("run/*"))
     assert "cannot load a model" in one_line_error(sample.main, ["--model", tmp_path])
+    message = one_line_error(sample.main, ["--model", trained, "--num_images", "2000000000", "--device", "cpu"])
+    assert "drawing 2000000000 images of 8×8 pixels takes at least" in message
     assert "not class-conditional" in one_line_error(sample.main, ["--model", trained, "--class_ids", "1"])
     assert "cannot write" in one_line_error(sample.main, ["--model", trained, "--output", tmp_path / "x.xyz"])
     complete = ["--model", trained, "--complete", DIGITS, "--split", "test[:2]"]
@@ -902,6 +908,9 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
     Image.new("L", (8, 9)).save(tmp_path / "mask.png")
     message = one_line_error(sample.main, [*complete, "--mask", tmp_path / "mask.png"])
     assert "9×8 pixels, the images 8×8" in message
+    (tmp_path / "mask.png").write_bytes(bomb())
+    message = one_line_error(sample.main, [*complete, "--mask", tmp_path / "mask.png"])
+    assert "mask.png': it cannot be used as an image: Image size (3600000000 pixels)" in message
     message = one_line_error(sample.main, ["--model", trained, "--num_resamples", "2"])
     assert "needs `pixel_values` and `known_mask`" in message
     assert "`sampler` must be" in one_line_error(sample.main, ["--model", trained, "--sampler", "fast"])
@@ -951,16 +960,17 @@ def test_a_finished_run_does_not_train_on(tmp_path, digits_words, capsys):
     assert json.loads((run / "results.json").read_text())["steps"] == 5
 
 
-def test_a_finished_run_that_code_resumes_only_becomes_what_it_was(tmp_path, grey_digits):
+@pytest.mark.parametrize("steps", [3, 4])  # in the middle and at the end of an epoch
+def test_a_finished_run_that_code_resumes_only_becomes_what_it_was(tmp_path, grey_digits, steps):
     def run(resume, **options):
-        options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "ema_decay": 0.5, **options}
+        options = {"max_steps": steps, "save_strategy": "steps", "save_steps": steps, "ema_decay": 0.5, **options}
         trainer = trainer_for(tmp_path, gated_model(seed=resume, num_levels=2), grey_digits(), **options)
         return trainer, trainer.train(resume_from_checkpoint=resume or None)
 
     first, _ = run(False)
-    for options in ({}, {"max_steps": -1, "num_train_epochs": 1}):
+    for options in ({}, {"max_steps": -1, "num_train_epochs": steps / 4}):
         again, output = run(True, **options)
-        assert output.global_step == again.state.global_step == 4
+        assert output.global_step == again.state.global_step == steps
         assert_same(weights_of(first.model), weights_of(again.model))
         assert_same(first.ema.average, again.ema.average)
 
@@ -1070,6 +1080,7 @@ def test_what_would_have_no_effect_is_refused(digits_words, tmp_path):
         (["--do_predict", "true"], "`do_predict` cannot be used: there is nothing to predict"),
         (["--neftune_noise_alpha", "1"], "`neftune_noise_alpha` cannot be used"),
         (["--use_liger_kernel", "true"], "`use_liger_kernel` cannot be used"),
+        (["--hub_strategy", "every_save"], "`hub_strategy` must be end, got 'every_save'"),
         (["--num_levels", "0"], "`num_levels` must be an integer from 2 to 256, got 0"),
         (["--num_channels", "0"], "`num_channels` must be 1"),
         (["--image_size", "0"], "--image_size must be one or two positive integers, height and width, got 0."),

@@ -169,6 +169,10 @@ class CommandLineParser(HfArgumentParser):
                 raise CommandLineError(
                     f"unknown key {key!r} in {path}{near}; keys are the names of arguments, see `--help`."
                 )
+            if key.endswith("_token"):
+                raise CommandLineError(
+                    f"`{key}` in {path}: a recipe is kept and published. Log in with `hf auth login`, or set HF_TOKEN."
+                )
             if value is None:
                 continue
             action, kinds = actions[key], types_in(hints[key])
@@ -357,7 +361,8 @@ def line_of(error: BaseException) -> str | None:
         return None
     for note in getattr(error, "__notes__", []):
         line = f"{line.rstrip('.')}. {note}"
-    return " ".join(line.split())
+    line = " ".join(line.split())  # what is not printable, a terminal would obey
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def one_line_errors(main: Callable) -> Callable:

@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 from hf_pixelcnn import PixelCNNImageProcessor, bits_per_dim, compress, decompress
 from hf_pixelcnn.compressed_stream import read_stream
 from hf_pixelcnn.compression import batches
-from hf_pixelcnn.image_processing_causal_image import upright
+from hf_pixelcnn.pictures_causal_image import upright
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
@@ -118,9 +118,9 @@ def read_image(file: Path, processor: PixelCNNImageProcessor) -> tuple[torch.Ten
                 f"{file} has {count} pages or frames, and a stream would keep one: save each as a file of its own."
             )
         levels = processor(image, return_tensors="pt")["pixel_values"].byte()
-        original = np.asarray(upright(image))
+        original, is_opaque = np.asarray(upright(image)), not image.has_transparency_data
     restored = np.asarray(processor.post_process(levels)[0])
-    return levels, restored.shape == original.shape and np.array_equal(restored, original)
+    return levels, is_opaque and restored.shape == original.shape and np.array_equal(restored, original)
 
 
 def read_images(path: Path, processor: PixelCNNImageProcessor) -> tuple[list[str], torch.Tensor, int]:

@@ -6,6 +6,7 @@ work without the package. `publish.py` pushes it.
 import contextlib
 import fnmatch
 import json
+import math
 import os
 import re
 import shlex
@@ -26,13 +27,29 @@ from transformers import PreTrainedModel
 
 import hf_pixelcnn
 from hf_pixelcnn import FAMILIES, PixelCNNImagePipeline
-from hf_pixelcnn.training import InputError, check_finite, draw_samples, load_model, model_card, write_json
+from hf_pixelcnn.training import (
+    InputError,
+    check_finite,
+    draw_samples,
+    load_model,
+    model_card,
+    readable_picture,
+    write_json,
+)
+from hf_pixelcnn.training.cards import METRICS
 
 PROJECT = Path(__file__).resolve().parent.parent
-PRIVATE = re.compile(  # absolute paths, home and parent folders; tokens; credentials and user names in URLs
-    r"""(^|[\s=,;\[({"'])(/\w|~([\w.-]*[\\/]|$)|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|hf_[A-Za-z0-9]{20,}|://[^/\s]*@|\w@[\w.-]+:"""
+PRIVATE = re.compile(  # absolute paths, home and parent folders; tokens and passwords; credentials and users in URLs
+    r"""(^|[\s=,;\[({"'])(/+\w|~([\w.-]*[\\/]|$)|\\|[A-Za-z]:[\\/])|file://|(^|[\s"'/])\.\./|://[^/\s]*@|\w@[\w.-]+:"""
+    r"""|hf_[A-Za-z0-9]{20,}|gh[a-z]_\w{20,}|github_pat_\w{20,}|AKIA[A-Z0-9]{16}|(?i:(token|api_?key|password|secret)["']?\s*[:=]\s*\S)"""
 )
-WRITTEN = ("README.md", "*.json", "model*.safetensors", "samples.png", "loss_curve.png", "recipe.yaml")
+END_OF_PNG = b"IEND\xaeB`\x82"
+PICTURES = ("samples.png", "loss_curve.png")
+SETTINGS = ("config.json", "generation_config.json", "preprocessor_config.json", "results.json")
+SHARDS = ("model-?????-of-?????.safetensors", "model.safetensors.index.json")
+WRITTEN = ("README.md", "recipe.yaml", "model.safetensors", *PICTURES, *SETTINGS, *SHARDS)
+TEXTS = {"dataset", "split", "training_split", "command", "device", "quality"}  # in results.json, if there
+NUMBERS = {"num_images", "num_training_images", "epochs", "steps", "seed", "training_seconds", "training_core_seconds"}
 MARK = "With the `hf_pixelcnn` package installed"  # which every card says
 MODULES = {path.name for path in Path(hf_pixelcnn.__file__).parent.glob("*.py")}
 
@@ -47,6 +64,7 @@ def read_results(folder: Path, dataset: str | None) -> dict:
         read = results["dataset"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not what training/train.py writes: {error!r}.") from error
+    check_results(path, results)
     if dataset:
         results["dataset"] = dataset
     elif os.path.isabs(read) or os.path.exists(read):
@@ -54,6 +72,15 @@ def read_results(folder: Path, dataset: str | None) -> dict:
     if "command" in results:
         results["command"] = portable_command(results["command"], {read: dataset} if dataset else {})
     return results
+
+
+def check_results(path: Path, results: dict):
+    """Raise if what a card repeats from `results.json` is no text, or no finite number, where it should be."""
+    for name in sorted(results.keys() & (TEXTS | NUMBERS | METRICS.keys())):
+        value, is_text = results[name], name in TEXTS
+        is_right = isinstance(value, str) if is_text else isinstance(value, int | float) and math.isfinite(value)
+        if not is_right:
+            raise InputError(f"{path}: `{name}` must be {'text' if is_text else 'a finite number'}, got {value!r}.")
 
 
 def check_public(what: str, text: str):
@@ -65,11 +92,13 @@ def check_public(what: str, text: str):
 
 
 def strings_in(value: object) -> Iterator[str]:
-    """All text in what JSON can hold, keys of dictionaries included."""
+    """All text in what JSON can hold, keys of dictionaries included, and in bytes."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, str):
         yield value
+    elif isinstance(value, bytes):
+        yield from re.findall("[ -~]{4,}", value.decode("latin-1"))
     elif isinstance(value, list):
         for item in value:
             yield from strings_in(item)
@@ -81,9 +110,18 @@ def check_all_public(folder: Path):
         for text in strings_in(json.loads(path.read_text(encoding="utf-8"))):
             check_public(path.name, text)
     for path in sorted(folder.glob("*.png")):
+        check_picture(path)
         with Image.open(path) as picture:
             for text in strings_in(list(picture.info.values())):
                 check_public(path.name, text)
+
+
+def check_picture(path: Path):
+    """Raise unless a file is a whole PNG picture with nothing after it."""
+    with readable_picture(path.name), Image.open(path, formats=["PNG"]) as picture:
+        picture.load()
+    if not path.read_bytes().endswith(END_OF_PNG):
+        raise InputError(f"{path.name} goes on after the end of its picture: save it anew.")
 
 
 def portable_command(command: str, names: dict[str, str]) -> str:
@@ -117,10 +155,10 @@ def read_recipe(folder: Path, given: str | None) -> str | None:
     path = Path(given) if given else folder / "recipe.yaml"
     if not given and not path.exists():
         return None
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         is_recipe = isinstance(yaml.safe_load(text), dict)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # also of text that is not UTF-8, or too deep
         is_recipe = False
     if not is_recipe:
         raise InputError(f"{path} is not a recipe: it must hold `key: value` pairs.")
@@ -170,7 +208,7 @@ def write_folder(folder: Path, place: str, is_on_hub: bool, args: FolderArgument
         write_json(results, folder / "results.json")
     if recipe:
         (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    for name in ("samples.png", "loss_curve.png"):
+    for name in PICTURES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
     if not (folder / "samples.png").exists():

@@ -19,10 +19,8 @@ from command_line import CommandLineParser, check_first, one_line_errors
 if __name__ == "__main__":
     check_first(__file__, __doc__)  # before the imports that take seconds: a typo is answered at once
 
-from transformers import AutoConfig
-
 from hf_pixelcnn import FAMILIES
-from hf_pixelcnn.training import InputError, check_picture_path, draw_receptive_fields
+from hf_pixelcnn.training import InputError, check_picture_path, draw_receptive_fields, load_config
 
 
 @dataclass
@@ -43,7 +41,7 @@ class ReceptiveFieldArguments:
 
 def config_of(model: str):
     """Of a family by its name, or of a saved model."""
-    return FAMILIES[model].config_class() if model in FAMILIES else AutoConfig.from_pretrained(model)
+    return FAMILIES[model].config_class() if model in FAMILIES else load_config(model)
 
 
 @one_line_errors

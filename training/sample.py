@@ -169,10 +169,10 @@ def read_mask(word: str, height: int, width: int) -> torch.Tensor:
 def read_picture_of_mask(path: str, height: int, width: int) -> torch.Tensor:
     """A mask as [`read_mask`] returns it, true where a picture is light."""
     with readable_picture(f"--mask must be upper, left, box or a picture, got {path!r}: it"):
-        mask = Image.open(path).convert("L")
-    if mask.size != (width, height):
-        raise InputError(f"--mask: {path} has {mask.height}×{mask.width} pixels, the images {height}×{width}.")
-    return mask_of(mask)
+        mask = mask_of(Image.open(path))
+    if mask.shape != (height, width):
+        raise InputError(f"--mask: {path} has {mask.shape[0]}×{mask.shape[1]} pixels, the images {height}×{width}.")
+    return mask
 
 
 class Given(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..image_processing_causal_image import upright
+from ..pictures_causal_image import upright
 
 MAX_BYTES = 5 * 2**20
 MAX_PIXELS = 2**24

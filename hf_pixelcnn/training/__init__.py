@@ -56,7 +56,7 @@ from .pictures import (
 from .progress import EpochLines, say_epochs
 from .receptive_fields import draw_receptive_fields
 from .records import has_fast_bfloat16, keep_freed_memory, run_facts
-from .saved_models import check_finite, choose_device, load_classifier, load_model, load_processor
+from .saved_models import check_finite, choose_device, load_classifier, load_config, load_model, load_processor
 from .scoring import (
     calibration_error,
     class_probabilities,
@@ -110,6 +110,7 @@ __all__ = [
     "last_checkpoint",
     "level_options",
     "load_classifier",
+    "load_config",
     "load_model",
     "load_processor",
     "load_split",

@@ -21,9 +21,11 @@ def held(folder: str | Path) -> Iterator[None]:
         folder (`str` or `Path`): It need not exist; its lock is a hidden file next to it.
 
     Raises:
-        InputError: If another process holds it.
+        InputError: If another process holds it, or it is the root of all folders.
     """
     folder = Path(folder).absolute()
+    if not folder.name:
+        raise InputError(f"cannot write into {folder}: choose a folder below it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:

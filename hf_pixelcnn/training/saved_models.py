@@ -3,12 +3,12 @@
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
-from ..checks_causal_image import check_processor
+from ..checks_causal_image import check_json_object, check_processor
 from ..configuration_causal_image import CausalImageModelingConfig
 from ..image_processing_causal_image import PixelCNNImageProcessor
 from ..modeling_causal_image import CausalImagePreTrainedModel
@@ -27,6 +27,36 @@ LOADING_ERRORS = (
 )
 
 
+def has_object(path: str, name: str) -> bool:
+    """Whether a folder or repository has a JSON file; an `OSError` if that holds anything but names and values."""
+    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    if file is not None:
+        check_json_object(file)
+    return file is not None
+
+
+def load_config(path: str) -> CausalImageModelingConfig:
+    r"""
+    The configuration of a saved model; no weights are read.
+
+    Args:
+        path (`str`): Folder, or id on the Hub.
+
+    Raises:
+        InputError: If it cannot be loaded, or is that of a model from elsewhere.
+    """
+    try:
+        has_object(path, CONFIG_NAME)
+        config = AutoConfig.from_pretrained(path)
+    except LOADING_ERRORS as error:
+        raise InputError(f"cannot load a model from {path!r}: {error}") from error
+    if not isinstance(config, CausalImageModelingConfig):
+        raise InputError(f"cannot load a model from {path!r}: a {config.model_type} is no model of this package.")
+    if not isinstance(config.dtype, torch.dtype | None):
+        raise InputError(f"cannot load a model from {path!r}: torch has no `dtype` {config.dtype!r}.")
+    return config
+
+
 def load_model(
     path: str, dtype: torch.dtype | str = torch.float32, **fields
 ) -> tuple[PreTrainedModel, PixelCNNImageProcessor | None]:
@@ -41,6 +71,7 @@ def load_model(
     Raises:
         InputError: If one of them cannot be loaded, the model has no head, or they differ in levels or channels.
     """
+    load_config(path)
     try:
         model, report = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True, **fields)
     except LOADING_ERRORS as error:
@@ -79,7 +110,7 @@ def load_processor(path: str, config: CausalImageModelingConfig | None = None) -
         InputError: If there is one but it cannot be loaded, or makes other levels than the model has.
     """
     try:
-        if cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
+        if not has_object(path, IMAGE_PROCESSOR_NAME):
             return None
         processor = AutoImageProcessor.from_pretrained(path)
     except LOADING_ERRORS as error:
@@ -94,6 +125,7 @@ def load_processor(path: str, config: CausalImageModelingConfig | None = None) -
 
 def load_classifier(path: str, **fields) -> PreTrainedModel:
     """A saved model as a classifier, in float32; `fields` replace those of its config."""
+    load_config(path)
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, **fields

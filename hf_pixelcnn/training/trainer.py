@@ -76,6 +76,9 @@ class PixelCNNTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether some parameters may get no gradient; here all get one."}
     )
+    hub_strategy: str = field(
+        default="end", metadata={"help": "When `push_to_hub` pushes; a push at a checkpoint would tell too much."}
+    )
 
     def __post_init__(self):
         if not 0 <= self.ema_decay < 1:
@@ -87,6 +90,11 @@ class PixelCNNTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` cannot be used: {reason}.")
         if not self.do_train:
             raise ValueError("`do_train` must be True: these are arguments of training; training/score.py scores.")
+        if self.hub_strategy != "end":
+            raise ValueError(
+                f"`hub_strategy` must be end, got {str(self.hub_strategy)!r}: a push at a checkpoint would publish "
+                "training_args.bin, with folders and tokens, and weights that are not the average."
+            )
         check_seed(self.seed)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else `bf16` is refused on a CPU
         if self.bf16 and self.use_cpu and not has_fast_bfloat16("cpu"):
@@ -416,6 +424,9 @@ class PixelCNNTrainer(Trainer):
             folder = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
             Path(folder, STATE_FILE).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        """Nothing, whatever `set_push_to_hub` has asked for: see `hub_strategy`."""
 
     def _load_best_model(self):
         super()._load_best_model()
