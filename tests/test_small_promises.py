@@ -239,7 +239,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, error):
 
 
 def test_several_files_of_a_folder_change_together_and_weights_last(tmp_path, monkeypatch):
-    folder, names, replaced = tmp_path / "model", ["config.json", "generation_config.json", "model.safetensors"], []
+    folder, names, replaced = tmp_path / "model", ["config.json", "preprocessor_config.json", "model.safetensors"], []
 
     def replace(source, target):
         if len(replaced) == failing:

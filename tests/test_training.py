@@ -1071,6 +1071,13 @@ def test_a_loss_that_is_not_finite_ends_the_training(digits_words, tmp_path):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_a_checkpoint_keeps_no_token(tmp_path):
+    args = PixelCNNTrainingArguments(output_dir=str(tmp_path), hub_token="anything", learning_rate=0.5, use_cpu=True)
+    torch.save(args, tmp_path / "training_args.bin")
+    kept = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert (args.hub_token, kept.hub_token, kept.learning_rate) == ("anything", None, 0.5)
+
+
 def test_what_would_have_no_effect_is_refused(digits_words, tmp_path):
     cases = [
         (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` cannot be used: the loss is a likelihood"),
@@ -1080,6 +1087,8 @@ def test_what_would_have_no_effect_is_refused(digits_words, tmp_path):
         (["--do_predict", "true"], "`do_predict` cannot be used: there is nothing to predict"),
         (["--neftune_noise_alpha", "1"], "`neftune_noise_alpha` cannot be used"),
         (["--use_liger_kernel", "true"], "`use_liger_kernel` cannot be used"),
+        (["--max_steps", "0"], "--max_steps must be at least 1, or -1 for no limit, got 0."),
+        (["--fsdp", "full_shard"], "only works in distributed training"),
         (["--hub_strategy", "every_save"], "`hub_strategy` must be end, got 'every_save'"),
         (["--num_levels", "0"], "`num_levels` must be an integer from 2 to 256, got 0"),
         (["--num_channels", "0"], "`num_channels` must be 1"),

@@ -494,6 +494,15 @@ def how_to_go_on(args: PixelCNNTrainingArguments) -> str:
     return f"To continue from {checkpoint}, give the same command with --resume_from_checkpoint last."
 
 
+def new_trainer(args: PixelCNNTrainingArguments, model, processor, images, eval_images, collate) -> PixelCNNTrainer:
+    """The trainer; an [`InputError`] where its arguments ask for what cannot be had here, as `--fsdp`."""
+    data = {"train_dataset": images, "eval_dataset": eval_images, "processing_class": processor}
+    try:
+        return PixelCNNTrainer(model, args, collate, **data)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise InputError(str(error)) from error
+
+
 def run(request: Request, args: PixelCNNTrainingArguments):
     """Train, and write all that the output folder gets."""
     data_args, model_args, output = request.data, request.model, Path(request.training["output_dir"])
@@ -506,13 +515,8 @@ def run(request: Request, args: PixelCNNTrainingArguments):
         check_same_model(model, processor, checkpoint)
 
     is_likelihood = model_args.generative_weight is None
-    trainer = PixelCNNTrainer(
-        model,
-        args,
-        collate_levels if is_likelihood else collate_classes,
-        train_dataset=images,
-        eval_dataset=eval_images,
-        processing_class=processor,
+    trainer = new_trainer(
+        args, model, processor, images, eval_images, collate_levels if is_likelihood else collate_classes
     )
     say_epochs(trainer, EpochLines(data_args.eval_split, is_likelihood))
     images_per_step = say_batches(trainer, images)

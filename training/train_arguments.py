@@ -231,6 +231,7 @@ def check_arguments(data: DataArguments, model, training):
     is_classifier = model.generative_weight is not None
     sees_all = "cannot go with --generative_weight: a classifier sees what is there."
     for is_wrong, message in (
+        (training.max_steps == 0, "--max_steps must be at least 1, or -1 for no limit, got 0."),
         (
             data.streaming and training.max_steps < 1,
             "--streaming needs --max_steps: a stream does not say where it ends.",

@@ -103,6 +103,10 @@ class PixelCNNTrainingArguments(TrainingArguments):
         self._check_names()
         super().__post_init__()
 
+    def __getstate__(self):
+        """Without the token: `training_args.bin` in a checkpoint is a pickle of this."""
+        return {**vars(self), "hub_token": None}
+
     def _check_names(self):
         """Raise `ValueError` for a name that means nothing here."""
         reporters = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
