@@ -97,6 +97,18 @@ def test_the_card_has_words_about_quality_and_a_curve_if_there_are_any(run, tmp_
     assert (tmp_path / "hub" / "loss_curve.png").read_bytes() == (run / "loss_curve.png").read_bytes()
 
 
+def test_the_card_says_how_samples_were_judged_and_how_good_the_judge_is(run, unchecked):
+    judged = {"classifier": "judge", "num_images": 1000, "share_of_samples_taken_for_their_class": 0.5}
+    words = "; 50.0% of 1,000 samples are taken for their class by `judge`"
+    for accuracy, end in (
+        ({}, "."),
+        ({"accuracy_of_the_classifier": 0.9}, ", which is right about 90.0% of real images."),
+    ):
+        (run / "results.json").write_text(json.dumps(RESULTS | {"judged": judged | accuracy}))
+        publish.main(["--model", str(run), "--repo_id", "me/digits", "--dry_run", "true"])
+        assert words + end in (run / "hub" / "README.md").read_text()
+
+
 def test_a_config_that_does_not_know_the_class_dropout_of_its_run_learns_it(run, tmp_path, unchecked):
     known = "class_dropout: 0.2"
     for results, recipe, expected in (({"class_dropout": 0.1}, known, 0.1), ({}, known, 0.2), ({}, "seed: 0", 0.0)):

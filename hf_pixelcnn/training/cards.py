@@ -83,6 +83,8 @@ def how_good(results: dict) -> list[str]:
         words.append(
             f"{share:.1%} of {judged['num_images']:,} samples are taken for their class by `{judged['classifier']}`"
         )
+        if "accuracy_of_the_classifier" in judged:  # by training/score.py
+            words[-1] += f", which is right about {judged['accuracy_of_the_classifier']:.1%} of real images"
     return words
 
 
