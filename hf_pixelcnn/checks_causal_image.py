@@ -125,11 +125,15 @@ def has_values(tensor: torch.Tensor) -> bool:
 
 def what_floats_are(values: torch.Tensor, num_levels: int) -> str:
     """What values that should have been levels seem to be, and how levels are made of them."""
-    if not has_values(values) or values.numel() == 0 or not values.is_floating_point():
+    if not has_values(values) or values.numel() == 0 or values.is_complex():
         return "PixelCNNImageProcessor turns images into levels."
+    values = values.float()  # of bools too
     low, high = values.min().item(), values.max().item()
-    if low >= 0 and high < num_levels and (values == values.round()).all():
+    are_whole = low >= 0 and bool((values == values.round()).all())
+    if are_whole and high < num_levels:
         return "They are whole numbers in that range: `.long()` makes them levels."
+    if are_whole and high <= 255:
+        return f"They are whole numbers up to {high:.0f}: PixelCNNImageProcessor turns pixels into levels."
     if low >= 0 and high <= 1:
         return "They lie in [0, 1], as ToTensor makes them: PixelCNNImageProcessor turns images into levels."
     return "They seem normalised: undo that (`x * std + mean`), or give PixelCNNImageProcessor the images themselves."
@@ -159,6 +163,7 @@ def check_levels(name: str, levels: torch.Tensor, config: CausalImageModelingCon
         raise ValueError(
             f"`{name}` must be levels 0 ... {config.num_levels - 1} (`num_levels` is {config.num_levels}), "
             f"got values from {low} to {high}."
+            + (" PixelCNNImageProcessor turns pixels into levels." if config.num_levels <= high <= 255 else "")
         )
 
 

@@ -3,6 +3,7 @@ r"""
 """
 
 import contextlib
+import difflib
 import inspect
 import math
 import os
@@ -42,7 +43,7 @@ MEANT = {  # what other libraries call it
     "seed": "generator=torch.Generator().manual_seed(seed)",
     "num_return_sequences": "num_images",
     "num_samples": "num_images",
-    "batch_size": "num_images` images, `max_batch_size",
+    "batch_size": "num_images`, and to draw a few of them at a time `max_batch_size",
     "class_labels": "class_ids",
     "labels": "class_ids",
     "inputs": "pixel_values` and `known_mask",
@@ -367,7 +368,9 @@ class CausalImageGenerationMixin(torch.nn.Module):
         names = PixelCNNGenerationConfig._get_default_generation_params()
         unknown = sorted(set(kwargs) - set(names))
         if unknown:
-            meant = " ".join(f"For `{name}` pass `{MEANT[name]}`." for name in unknown if name in MEANT)
+            known = inspect.signature(self.generate).parameters
+            found = {name: MEANT.get(name) or difflib.get_close_matches(name, known, n=1) for name in unknown}
+            meant = " ".join(f"For `{name}` pass `{''.join(found[name])}`." for name in unknown if found[name])
             raise ValueError(
                 f"generate() got unknown arguments {unknown}. {meant or f'Settings are {sorted(names)}.'} "
                 "See `help(model.generate)`."

@@ -157,7 +157,11 @@ def _to_uint8(array: np.ndarray, where: str) -> np.ndarray:
         if not (low >= 0 and high <= 1):  # so written, NaN fails too
             raise ValueError(
                 f"{where} has dtype {array.dtype} and values from {low} to {high}; float pixels must lie in [0, 1]."
-                " Convert pixels on a scale of 0 to 255 to uint8 first."
+                + (
+                    " Undo what normalised them (`x * std + mean`)."
+                    if low < 0
+                    else " Convert pixels on a scale of 0 to 255 to uint8 first."
+                )
             )
         return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     raise TypeError(f"{where} has dtype {array.dtype}; pixels must be bool, integers or floats.")

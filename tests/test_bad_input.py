@@ -240,6 +240,8 @@ def test_errors_know_what_was_meant():
         (levels(1, 1, 5, 6, value=1).float(), "`.long()` makes them levels"),
         (image, "as ToTensor makes them: PixelCNNImageProcessor"),
         (image * 2 - 1, "undo that (`x * std + mean`)"),
+        ((image * 255).round(), "PixelCNNImageProcessor turns pixels into levels"),
+        (image > 0.5, "`.long()` makes them levels"),
     ]:
         for call in (model, model.log_prob):
             with pytest.raises(TypeError, match=re.escape(meant)):
@@ -248,9 +250,12 @@ def test_errors_know_what_was_meant():
         (lambda: generate(4), "To draw 4 images pass `num_images=4`."),
         (lambda: generate(seed=0), "For `seed` pass `generator=torch.Generator().manual_seed(seed)`."),
         (lambda: generate(num_return_sequences=4), "For `num_return_sequences` pass `num_images`."),
-        (lambda: generate(batch_size=4), "For `batch_size` pass `num_images`"),
+        (lambda: generate(batch_size=4), "pass `num_images`, and to draw a few of them at a time `max_batch_size`."),
+        (lambda: model((image * 255).long(), class_ids=class_ids), "PixelCNNImageProcessor turns pixels into levels."),
         (lambda: generate(class_labels=[1]), "For `class_labels` pass `class_ids`."),
-        (lambda: generate(tempreature=2), "Settings are ['do_sample', 'guidance_scale'"),
+        (lambda: generate(tempreature=2), "For `tempreature` pass `temperature`."),
+        (lambda: generate(num_image=2), "For `num_image` pass `num_images`."),
+        (lambda: generate(beams=2), "Settings are ['do_sample', 'guidance_scale'"),
         (lambda: generate(class_ids="2"), "The class of that number is `class_ids=2`, without quotes."),
         (lambda: type(model.config)(num_levels=512), "take input_encoding='embedding'"),
     ]:

@@ -549,7 +549,9 @@ def test_tensors_that_require_gradients_are_read():
 def test_floats_outside_0_to_1_are_refused():
     for as_array in (np.asarray, torch.from_numpy):
         for value in [1.001, 255.0, -0.001, float("nan"), float("inf")]:
-            with pytest.raises(ValueError, match=r"`images` has dtype float32 and values from .*must lie in \[0, 1\]"):
+            way = "Undo what normalised" if value < 0 else "Convert pixels on a scale"
+            found = r"`images` has dtype float32 and values from .*must lie in \[0, 1\]"
+            with pytest.raises(ValueError, match=rf"{found}\. {way}"):
                 levels_of(as_array(np.array([[0.5, value]], np.float32)))
             with pytest.raises(ValueError, match=r"`images\[0\]` \(PIL mode F\) has dtype float32"):
                 levels_of([Image.fromarray(np.array([[0.5, value]], np.float32))])
