@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from hf_pixelcnn import PixelCNNImageProcessor, image_grid
-from hf_pixelcnn.training import draw_loss_curve, draw_samples, save_picture
+from hf_pixelcnn.training import draw_loss_curve, draw_samples, grid_of_classes, save_picture
 
 
 @pytest.fixture
@@ -32,6 +32,21 @@ def test_samples_of_a_conditional_model_have_their_classes_and_seed(processor, t
     assert np.array_equal(pixels[top : top + grid.height, left : left + grid.width], np.asarray(grid))
     for row in (0, 1):  # its name on the left
         assert (pixels[top + row * grid.height // 2 : top + (row + 1) * grid.height // 2, :left] < 100).any()
+
+
+def test_classes_in_turn_have_their_names_above_their_columns():
+    images = [Image.new("L", (5, 4), shade) for shade in (10, 90, 170, 20, 100, 180)]
+    names = ["cat", "dog", "a class of many words, which need more width than its images have"]
+    picture = np.asarray(grid_of_classes(images, names))
+    grid = picture[28:-12, 12:-12]
+    scale = grid.shape[1] // (3 * (5 + 2) - 2)
+    shades = grid[scale :: 6 * scale, scale :: 7 * scale]
+    assert shades.tolist() == [[10, 90, 170], [20, 100, 180]]
+    for column in range(3):
+        left = column * grid.shape[1] // 3
+        ink = (picture[:28, 12 + left : 12 + left + grid.shape[1] // 3] < 100).any(0)
+        assert ink.any()
+        assert not ink[-2:].any()  # a name ends before the next begins
 
 
 @pytest.mark.parametrize("num_classes", [0, 9])

@@ -52,6 +52,7 @@ from hf_pixelcnn.training import (
     collate_levels,
     completion_grid,
     folder_beside,
+    grid_of_classes,
     load_model,
     load_split,
     read_class_ids,
@@ -222,12 +223,20 @@ def request_for(
     return request
 
 
-def draw_picture(args: SamplingArguments, config, processor, given: Given | None, levels: torch.Tensor) -> Image.Image:
-    """All images drawn, as one picture: a row for each class or given image, where there are any."""
+def draw_picture(args: SamplingArguments, config, processor, given: Given | None, levels, class_ids) -> Image.Image:
+    """All images drawn, as one picture: a row for each given image, or a column for each of up to 20 classes."""
     images = images_of(levels, processor, config.num_levels)
     if given is not None:
         return completion_grid(images_of(given.levels, processor, config.num_levels), given.known, images)
-    return image_grid(images, columns_of(args, config))
+    columns = columns_of(args, config)
+    if class_ids is None or args.columns or columns is None or columns > 20:
+        return image_grid(images, columns)
+    return grid_of_classes(images, [class_name(config, class_id) for class_id in class_ids[:columns].tolist()])
+
+
+def class_name(config, class_id: int) -> str:
+    """What a class is called in pictures and files."""
+    return str(config.id2label.get(class_id, "none"))
 
 
 def columns_of(args: SamplingArguments, config) -> int | None:
@@ -283,7 +292,7 @@ def write_each(args: SamplingArguments, config, processor, levels: torch.Tensor,
         for index, image in enumerate(images_of(levels, processor, config.num_levels)):
             facts = {"seed": args.seed, "image": index, "model": args.model}
             if class_ids is not None:
-                facts["class"] = config.id2label.get(int(class_ids[index]), "none")
+                facts["class"] = class_name(config, int(class_ids[index]))
             save_picture(image, folder / f"{index:0{digits}d}.png", **facts)
 
 
@@ -324,7 +333,7 @@ def main(arguments: list[str] | None = None):
     elif is_folder(args.output):
         write_each(args, config, processor, levels, class_ids)
     else:
-        picture = draw_picture(args, config, processor, given, levels)
+        picture = draw_picture(args, config, processor, given, levels, class_ids)
         save_picture(picture, args.output, seed=args.seed, model=args.model)
     if args.num_resamples is not None:
         print(

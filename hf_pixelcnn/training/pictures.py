@@ -123,6 +123,19 @@ def add_captions(grid: Image.Image, title: str, rows: Sequence[str] = (), column
     return picture
 
 
+def grid_of_classes(images: Sequence[Image.Image], names: Sequence[str]) -> Image.Image:
+    r"""
+    Images of several classes in turn, a column for each, with its name above.
+
+    Args:
+        images (sequence of `PIL.Image.Image`): One of each class, then another of each, and so on.
+        names (sequence of `str`): Of the classes; as many as there are images at most.
+    """
+    longest = max(map(ImageFont.load_default(15).getlength, names))
+    grid = image_grid(images, len(names), least_width=max(480, math.ceil(len(names) * (longest + 8))))
+    return add_captions(grid, "", columns=names)
+
+
 def mixed_choice(nats: torch.Tensor, count: int) -> list[int]:
     r"""
     Indices of images from the least to the most surprising one, at even distances in that order.
