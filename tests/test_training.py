@@ -874,6 +874,7 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
         "`num_train_epochs` must be above 0, got -1.0": [*data, "--num_train_epochs", "-1"],
         "`dataloader_num_workers` must be at least 0": [*data, "--dataloader_num_workers", "-1"],
         "`report_to` must be all or none": [*data, "--report_to", "carrier_pigeon"],
+        "`log_level` must be passive or": [*data, "--log_level", "loud"],
         "`metric_for_best_model` must be loss or bits_per_dim": [*data, "--metric_for_best_model", "beauty"],
         "`torch_compile_backend` must be eager": [*data, "--torch_compile_backend", "gcc"],
         "training this model takes at least": [*data, "--hidden_size", "8000000", "--per_device_train_batch_size", "2"],
@@ -913,7 +914,7 @@ def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, tra
     assert "mask.png': it cannot be used as an image: Image size (3600000000 pixels)" in message
     message = one_line_error(sample.main, ["--model", trained, "--num_resamples", "2"])
     assert "needs `pixel_values` and `known_mask`" in message
-    assert "`sampler` must be" in one_line_error(sample.main, ["--model", trained, "--sampler", "fast"])
+    assert "invalid choice: 'fast'" in one_line_error(sample.main, ["--model", trained, "--sampler", "fast"])
     words = ["--model", trained, "--dataset", DIGITS]
     assert "--dtype must be" in one_line_error(score.main, [*words, "--dtype", "int8"])
     assert "no image column" in one_line_error(

@@ -111,6 +111,8 @@ class PixelCNNTrainingArguments(TrainingArguments):
         """Raise `ValueError` for a name that means nothing here."""
         reporters = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         _check_known("report_to", reporters, ["all", "none", *get_available_reporting_integrations()])
+        for name in ("log_level", "log_level_replica"):
+            _check_known(name, [getattr(self, name)], ["passive", *logging.get_log_levels_dict()])
         if self.metric_for_best_model:
             metric = self.metric_for_best_model.removeprefix("eval_")
             _check_known("metric_for_best_model", [metric], ["loss", "bits_per_dim", "nats_per_image"])
