@@ -104,6 +104,8 @@ def describe_levels(processor: PixelCNNImageProcessor | None, num_levels: int) -
         return f"two levels: pixels above {processor.threshold} are 1"
     if processor.binarization == "stochastic":
         return "two levels, drawn: a pixel is 1 with probability pixel / 255"
+    if num_levels == 2:
+        return "two levels: pixels above 127 are 1"
     return "8-bit pixels" if num_levels == 256 else f"{num_levels} levels: floor(pixel · {num_levels} / 256)"
 
 
@@ -127,7 +129,7 @@ def card_data(name: str, model_type: str, levels: str, results: dict, license: s
         license=license,
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=[model_type.replace("_", "-"), "autoregressive", "likelihood"],
+        tags=list(dict.fromkeys([model_type.replace("_", "-"), "pixelcnn", "autoregressive", "likelihood"])),
         datasets=[dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) else None,
         metrics=[score.metric_type for score in scores] or None,
         model_name=name if scores else None,
