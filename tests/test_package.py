@@ -2,6 +2,7 @@
 
 import ast
 import email
+import importlib
 import inspect
 import os
 import re
@@ -97,6 +98,16 @@ def test_all_public_names_exist_are_listed_once_and_say_what_they_are(module):
         for name in node.names
     }
     assert imported_names - {"*"} <= set(module.__all__)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"needs datasets: pip install 'hf_pixelcnn\[train\]'"):
+        importlib.reload(hf_pixelcnn.training)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "hf_pixelcnn.app.page", raising=False)
+    with pytest.raises(ImportError, match=r"needs gradio: pip install 'hf_pixelcnn\[app\]'"):
+        importlib.import_module("hf_pixelcnn.app.page")
 
 
 def test_the_readme_names_every_family():

@@ -4,7 +4,11 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
+
+if find_spec("gradio") is None:
+    raise ImportError("The page needs gradio: pip install 'hf_pixelcnn[app]'.")
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 from PIL import Image

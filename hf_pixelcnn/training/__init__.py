@@ -8,6 +8,11 @@ from hf_pixelcnn.training import LevelDataset, PixelCNNTrainer, PixelCNNTraining
 ```
 """
 
+from importlib.util import find_spec
+
+if _missing := [name for name in ("accelerate", "datasets", "filelock", "matplotlib") if find_spec(name) is None]:
+    raise ImportError(f"hf_pixelcnn.training needs {', '.join(_missing)}: pip install 'hf_pixelcnn[train]'.")
+
 from .cards import model_card
 from .checkpoints import check_whole, damage_in, is_finished, last_checkpoint, state_of
 from .data_collator import DataCollatorForCausalImageModeling
