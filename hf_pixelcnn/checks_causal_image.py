@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -26,6 +26,11 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training_modules:
             module.training = True
+
+
+def some_of(words: Sequence[str], most: int = 3) -> str:
+    """The first of some words for a message, and how many more there are."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def check_count(name: str, count: int):
@@ -326,4 +331,5 @@ __all__ = [
     "evaluation_mode",
     "fits_in_memory",
     "mask_of",
+    "some_of",
 ]

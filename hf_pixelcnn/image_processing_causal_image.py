@@ -18,7 +18,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils.generic import TensorType
 
-from .checks_causal_image import check_memory
+from .checks_causal_image import check_memory, some_of
 from .configuration_causal_image import MAX_EMBEDDED_LEVELS, is_int
 from .pictures_causal_image import Pictures, upright
 
@@ -372,9 +372,9 @@ def _check_one_size(images: Sequence[np.ndarray], size: SizeDict | None) -> None
     if size is not None:
         sizes = {_resized_size(height, width, size) for height, width in sizes}
     if len(sizes) > 1:
-        listed = ", ".join(f"{height}×{width}" for height, width in sorted(sizes)[:4]) + ", …" * (len(sizes) > 4)
+        listed = [f"{height}×{width}" for height, width in sorted(sizes)]
         raise ValueError(
-            f"The images of a batch must have one size, got {listed} (height × width); pass"
+            f"The images of a batch must have one size, got {some_of(listed)} (height × width); pass"
             " `size={'height': …, 'width': …}` or `crop_size`, or process them one by one."
         )
 

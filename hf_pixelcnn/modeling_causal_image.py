@@ -27,7 +27,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .adapters_causal_image import AdaptedConv2d, watch_peft
 from .caching_causal_image import ForwardCache, SamplingCache, classes_by_name
-from .checks_causal_image import check_asked_of_classes, check_class_ids, check_levels, evaluation_mode
+from .checks_causal_image import check_asked_of_classes, check_class_ids, check_levels, evaluation_mode, some_of
 from .configuration_causal_image import CausalImageModelingConfig
 from .generation_causal_image import CausalImageGenerationMixin
 from .generation_config_causal_image import PixelCNNGenerationConfig
@@ -157,11 +157,6 @@ class PixelHead(nn.Module):
         return x
 
 
-def _some(words: list[str]) -> str:
-    """The first three, and how many more there are."""
-    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
-
-
 def mean_of(total: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
     """A loss: a sum over what was counted, by a number or a tensor on any device."""
     return total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
@@ -247,8 +242,8 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         report = super().load_adapter(peft_model_id, *args, **kwargs)
         if missing := sorted(report.missing_keys):
             raise OSError(
-                f"The adapter {str(peft_model_id)!r} lacks {len(missing)} tensors, {_some(missing)}: it is damaged, or "
-                "of another model."
+                f"The adapter {str(peft_model_id)!r} lacks {len(missing)} tensors, {some_of(missing)}: it is damaged, "
+                "or of another model."
             )
         return report
 
@@ -397,22 +392,22 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(may_be_new)))
         if missing:
             unknown = sorted(report["unexpected_keys"])
-            instead = f" and hold {_some(unknown)}, which the model does not have" if unknown else ""
+            instead = f" and hold {some_of(unknown)}, which the model does not have" if unknown else ""
             raise OSError(
                 f"The weights of {name!r} lack {len(missing)} of the {len(self.state_dict())} tensors of a "
-                f"{type(self).__name__}, {_some(missing)}{instead}: download or copy them again. {remedy}"
+                f"{type(self).__name__}, {some_of(missing)}{instead}: download or copy them again. {remedy}"
             )
         shapes = [f"{key} is {tuple(was)}, not {tuple(new)}" for key, was, new in sorted(report["mismatched_keys"])]
         if shapes:
             raise ValueError(
-                f"The weights of {name!r} have other shapes than the config says: {_some(shapes)}. {remedy}"
+                f"The weights of {name!r} have other shapes than the config says: {some_of(shapes)}. {remedy}"
             )
         dropped = "head." if isinstance(self, CausalImageBackbone) else ()
         if unused := sorted(key for key in report["unexpected_keys"] if not key.startswith(dropped)):
             raise OSError(
                 f"The weights of {name!r} hold {len(unused)} tensors that a {type(self).__name__} of this config does "
-                f"not have, {_some(unused)}: the config is not the one that the model was trained with. Where they are "
-                "meant to be left out, as those of classes, pass `ignore_mismatched_sizes=True`."
+                f"not have, {some_of(unused)}: the config is not the one that the model was trained with. Where they "
+                "are meant to be left out, as those of classes, pass `ignore_mismatched_sizes=True`."
             )
 
     def masked_state_dict(self, state_dict: dict | None = None) -> dict:
@@ -494,7 +489,7 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         state_dict = self.masked_state_dict(state_dict)
         if (broken := self.non_finite_weights(state_dict)) and is_main_process:
             logger.warning(
-                f"THE MODEL IS BROKEN: {len(broken)} of its {len(state_dict)} tensors, {_some(broken)}, hold NaN or "
+                f"THE MODEL IS BROKEN: {len(broken)} of its {len(state_dict)} tensors, {some_of(broken)}, hold NaN or "
                 f"infinite numbers. It is saved to {str(save_directory)!r} only to find out why."
             )
         self.config.auto_map = self._auto_map()

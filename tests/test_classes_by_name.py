@@ -97,7 +97,7 @@ def test_a_class_that_a_stream_has_and_the_model_has_not_is_an_error():
 
 def test_long_lists_of_names_are_cut():
     names = [f"n{i}" for i in range(50)]
-    with pytest.raises(InputError, match=r"lacks: n0, n1, .*, n19, \.\.\.\. The model has ant.* has n0, .*, \.\.\.\.$"):
+    with pytest.raises(InputError, match=r"lacks: n0, .*, n19 and 30 more. The model has ant.* n19 and 30 more.$"):
         LevelDataset(rows_of(["n3"], names), 2, PixelCNNImageProcessor(), with_classes=True, id2label={0: "ant"})
 
 

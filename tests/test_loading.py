@@ -195,7 +195,7 @@ def test_a_broken_model_is_saved_with_a_warning_and_never_published(family, tmp_
         model.save_pretrained(tmp_path)
         count = len(model.state_dict())
         assert f"BROKEN: 1 of its {count} tensors, head.layers.0.bias, hold NaN or infinite numbers" in caplog.text
-        with pytest.raises(InputError, match=r"infinite numbers are in 1 of its tensors \(head.layers.0.bias\)"):
+        with pytest.raises(InputError, match=r"infinite numbers are in 1 of its tensors, head.layers.0.bias"):
             check_finite(AutoModel.from_pretrained(tmp_path))
 
 

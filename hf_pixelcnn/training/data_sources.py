@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..checks_causal_image import class_ids_of
+from ..checks_causal_image import class_ids_of, some_of
 from ..configuration_causal_image import CausalImageModelingConfig
 from .errors import InputError
 
-SHOWN_NAMES = 20  # of classes, in messages
 MOST_CLASSES = 100_000  # that numbers without names may stand for
 
 
@@ -195,10 +194,6 @@ def read_class_ids(words: list[str], config: CausalImageModelingConfig) -> torch
         raise InputError(str(error)) from error
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
-
-
 def class_numbers(features: datasets.Features, column: str, id2label: dict[int, str] | None) -> np.ndarray | None:
     r"""
     Which class of a model each class of a data set is: the one of the same name.
@@ -218,9 +213,9 @@ def class_numbers(features: datasets.Features, column: str, id2label: dict[int, 
     feature, known = features[column], names_in(id2label)
     if known is None or not isinstance(feature, datasets.ClassLabel):
         return None
-    both = f"The model has {_listed(known)}; the data set has {_listed(feature.names)}."
+    both = f"The model has {some_of(known, 20)}; the data set has {some_of(feature.names, 20)}."
     if missing := [name for name in feature.names if name not in known]:
-        raise InputError(f"column {column!r} has classes that the model lacks: {_listed(missing)}. {both}")
+        raise InputError(f"column {column!r} has classes that the model lacks: {some_of(missing, 20)}. {both}")
     return np.array([known.index(name) for name in feature.names], dtype=np.int64)
 
 

@@ -8,7 +8,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
-from ..checks_causal_image import check_json_object, check_processor
+from ..checks_causal_image import check_json_object, check_processor, some_of
 from ..configuration_causal_image import CausalImageModelingConfig
 from ..image_processing_causal_image import PixelCNNImageProcessor
 from ..modeling_causal_image import CausalImagePreTrainedModel
@@ -94,8 +94,9 @@ def check_finite(model: CausalImagePreTrainedModel):
         InputError: If a weight is NaN or infinite; the message names the tensors.
     """
     if broken := model.non_finite_weights():
-        names = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        raise InputError(f"the model is broken: NaN or infinite numbers are in {len(broken)} of its tensors ({names}).")
+        raise InputError(
+            f"the model is broken: NaN or infinite numbers are in {len(broken)} of its tensors, {some_of(broken)}."
+        )
 
 
 def load_processor(path: str, config: CausalImageModelingConfig | None = None) -> PixelCNNImageProcessor | None:
