@@ -267,9 +267,13 @@ class SamplingCache:
         dims = width * self.num_channels
         self.row_noise = torch.zeros(dims, batch, dtype=torch.float64, device=device)
         self.row_levels = torch.zeros(batch, dims, dtype=torch.long, device=device)
-        channels = [n % self.num_channels for n in range(dims)]
-        previous = [self.row_levels[:, n - c : n] for n, c in enumerate(channels)]
-        self.draws = list(zip(channels, self.row_noise.unbind(0), previous, self.row_levels.unbind(1), strict=True))
+        self.draws = [self.dimensions_at_once(n) for n in range(0, dims, self.num_channels // self.num_groups)]
+
+    def dimensions_at_once(self, first: int) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A channel of the row's dimension; of those that its parameters give: noise, earlier levels, and levels."""
+        channel, end = first % self.num_channels, first + self.num_channels // self.num_groups
+        previous, levels = self.row_levels[:, first - channel : first], self.row_levels[:, first:end]
+        return channel, self.row_noise[first:end], previous, levels
 
     def parameters_of(self, outputs: torch.Tensor) -> torch.Tensor:
         """Network outputs `(n, num_parameters)` as parameters of n pixels."""
@@ -328,12 +332,12 @@ class SamplingCache:
 
     def compute_draws(self, start: int, stop: int):
         """All draws of some columns; may be recorded and replayed, as `compute_row`."""
-        for n in range(start * self.num_channels, stop * self.num_channels):
-            column, (channel, noise, previous, levels) = n // self.num_channels, self.draws[n]
-            if channel < self.num_groups:
-                self.compute_parameters(column, channel)
-            levels.copy_(self.distribution.icdf(self.pixel_parameters, channel, noise, previous))
-            self.observe(column, channel, levels)
+        for n in range(start * self.num_groups, stop * self.num_groups):
+            column, (first, noise, previous, levels) = n // self.num_groups, self.draws[n]
+            self.compute_parameters(column, first)
+            levels.copy_(self.distribution.draw_channels(self.pixel_parameters, noise, previous))
+            for channel, level in enumerate(levels.unbind(1), start=first):
+                self.observe(column, channel, level)
 
     def compute_row(self):
         """What depends on finished rows only. No Python state may change: this may be recorded and replayed."""
@@ -562,32 +566,30 @@ class SpanCache(EncodedRowCache):
         raise NotImplementedError
 
     def rest(self, start: int):
-        """What a pass from a column on needs: head, parameters; of each channel noise, its levels and earlier ones."""
+        """What a pass from a column on needs: head and parameters; noise `(channels, columns, batch)`, and levels."""
         if start not in self.rests:
             columns = self.width - start
             parameters = self.parameters_of(self.output_rows[: columns * self.batch])
             pixels = (self.width, self.num_channels)
-            noise = self.row_noise.unflatten(0, pixels)[start:].unbind(1)
-            drawn = self.drawn.unflatten(1, pixels)[:, start:].transpose(0, 1)
             self.rests[start] = (
                 self.head_step(columns, ALL),
                 parameters.unflatten(0, (columns, self.batch)),
-                [(c, noise[c], drawn[..., c], drawn[..., :c]) for c in range(self.num_channels)],
+                self.row_noise.unflatten(0, pixels)[start:].transpose(0, 1),
+                self.drawn.unflatten(1, pixels)[:, start:].transpose(0, 1),
             )
         return self.rests[start]
 
     def compute_rest(self, start: int):
         """The network's outputs for all dimensions from a column on; may be recorded."""
-        head, _, _ = self.rest(start)
+        head, *_ = self.rest(start)
         self.compute_span(start, self.width, ALL)
         self.compute_head(head)
 
     def compute_rest_draws(self, start: int, open_column: int):
         """A pass from a column on, decisions by the noise rule included; may be recorded."""
         self.compute_rest(start)
-        _, parameters, channels = self.rest(start)
-        for channel, noise, levels, previous in channels:
-            levels.copy_(self.distribution.icdf(parameters, channel, noise.contiguous(), previous))
+        _, parameters, noise, levels = self.rest(start)
+        levels.copy_(self.distribution.draw_channels(parameters, noise, levels[..., :0]))
         self.take_rest(open_column, self.drawn[:, open_column * self.num_channels :])
 
     def first_of_pass(self, open_column: int) -> int:
@@ -605,7 +607,7 @@ class SpanCache(EncodedRowCache):
     def parameters_from(self, start: int) -> torch.Tensor:
         """Parameters `(batch, columns, ...)` of the pixels from a column on, by one pass."""
         self.run(("parameters", start, self.phase), lambda: self.compute_rest(start))
-        _, parameters, _ = self.rest(start)
+        _, parameters, *_ = self.rest(start)
         return parameters.transpose(0, 1)
 
     def take_rest(self, start: int, levels: torch.Tensor):

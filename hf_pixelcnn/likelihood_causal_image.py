@@ -105,6 +105,25 @@ class LevelConditional:
             level_logits = self.level_logits(parameters, channel, previous_channels)
         return levels_from_noise(level_logits, noise)
 
+    def draw_channels(
+        self, parameters: torch.Tensor, noise: torch.Tensor, previous_channels: torch.Tensor
+    ) -> torch.Tensor:
+        r"""
+        Levels of several channels of one pixel by the noise rule, one after the other.
+
+        Args:
+            parameters, previous_channels: See [`~OutputDistribution.level_logits`].
+            noise (`torch.DoubleTensor` of shape `(n, ...)`): Numbers in [0, 1) of the next `n` channels.
+
+        Returns:
+            `torch.LongTensor` of shape `(..., n)`.
+        """
+        level = self.icdf(parameters, previous_channels.shape[-1], noise[0].contiguous(), previous_channels)[..., None]
+        if len(noise) == 1:
+            return level
+        previous_channels = torch.cat((previous_channels, level), -1)
+        return torch.cat((level, self.draw_channels(parameters, noise[1:], previous_channels)), -1)
+
 
 class OutputDistribution(LevelConditional):
     r"""
@@ -270,18 +289,24 @@ class LogisticMixtureOutput(OutputDistribution):
         """1 / scale in units of levels, within what the paper and the dtype allow."""
         return torch.exp(-math.log(self.half_range) - log_scales.clamp(*self.log_scales))
 
-    def level_log_mass(self, levels: torch.Tensor, means: torch.Tensor, inverse_scales: torch.Tensor) -> torch.Tensor:
-        """log p_k of centred levels `(..., 1)` under components `(..., M)`."""
+    def level_log_mass(
+        self, levels: torch.Tensor, means: torch.Tensor, inverse_scales: torch.Tensor, log_widths: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        log p_k of centred levels `(..., 1)` under components `(..., M)`; `log_widths` are log(1 − e^(−1 / scale)).
+        """
         is_lowest, is_highest = levels == -self.half_range, levels == self.half_range
         above = F.logsigmoid((levels + 0.5 - means) * inverse_scales).masked_fill(is_highest, 0)
         below = F.logsigmoid((means - (levels - 0.5)) * inverse_scales).masked_fill(is_lowest, 0)
-        return above + below + log_one_minus_exp(inverse_scales).masked_fill(is_lowest | is_highest, 0)
+        return above + below + log_widths.masked_fill(is_lowest | is_highest, 0)
 
     def log_prob(self, parameters, levels):
         logits, means, log_scales, coefficients = self.components(parameters)
         levels = self.centred(levels.permute(0, 2, 3, 1), means.dtype)  # (batch, height, width, channels)
         means = self.channel_means(means, coefficients, levels[..., :-1])
-        log_mass = self.level_log_mass(levels[..., None], means, self.inverse_scales(log_scales))  # (..., channels, M)
+        inverse_scales = self.inverse_scales(log_scales)
+        log_widths = log_one_minus_exp(inverse_scales)
+        log_mass = self.level_log_mass(levels[..., None], means, inverse_scales, log_widths)  # (..., channels, M)
         earlier = F.pad(log_mass[..., :-1, :], (0, 0, 1, 0)).cumsum(-2)
         log_weights = (logits + earlier).log_softmax(-1)
         return torch.logsumexp(log_weights + log_mass, dim=-1).permute(0, 3, 1, 2)
@@ -295,7 +320,9 @@ class LogisticMixtureOutput(OutputDistribution):
             return log_weights, means[..., 0, :] * self.half_range, inverse_scales[..., 0, :]
         previous = self.centred(previous_channels, means.dtype)
         means = self.channel_means(means, coefficients, previous)
-        log_mass = self.level_log_mass(previous[..., None], means[..., :-1, :], inverse_scales[..., :-1, :])
+        earlier_scales = inverse_scales[..., :-1, :]
+        log_widths = log_one_minus_exp(earlier_scales)
+        log_mass = self.level_log_mass(previous[..., None], means[..., :-1, :], earlier_scales, log_widths)
         return log_weights + log_mass.sum(-2), means[..., channel, :], inverse_scales[..., channel, :]
 
     def level_logits(self, parameters, channel, previous_channels=None):
@@ -318,27 +345,58 @@ class LogisticMixtureOutput(OutputDistribution):
         return (terms * rest[..., 1:] * rest[..., :-1]).sum(-2).log_().add_(highest[..., 0, :])
 
     def icdf(self, parameters, channel, noise, previous_channels=None, level_logits=None):
-        r"""
-        Levels by the noise rule, without the probabilities of all levels: the mass below the edge e is
-        Σ_k w_k σ((e - μ_k) / s_k). It is compared at every n-th edge, then at those between two of these; n² is at
-        least the number of levels.
+        """Levels by the noise rule, see `draw_channels`."""
+        if previous_channels is None:
+            previous_channels = noise.new_zeros(*noise.shape, 0, dtype=torch.long)
+        return self.draw_channels(parameters, noise[None], previous_channels)[..., 0]
+
+    def draw_channels(self, parameters, noise, previous_channels):
         """
-        log_weights, means, inverse_scales = self.component_logistics(parameters, channel, previous_channels)
-        log_weights = log_weights + 0 * means * inverse_scales  # one that is not finite leaves no component a weight
-        weights = log_weights.softmax(-1, dtype=torch.float64)[..., None]
-        weights = weights * (1 + 2**-50)  # so that their sum, which rounding may leave below 1, is above every number
-        means, inverse_scales = means.double()[..., None], inverse_scales.double()[..., None]
-        means, noise = means + (self.half_range + 0.5), noise[..., None]  # now the edge below a level is at its number
+        Levels by the noise rule, without the probabilities of all levels; what channels share is computed once. All in
+        float64; parameters that are not finite leave no channel a level.
+        """
+        logits, means, log_scales, coefficients = self.components(parameters.double())
+        inverse_scales = self.inverse_scales(log_scales)
+        first, last = previous_channels.shape[-1], previous_channels.shape[-1] + len(noise) - 1
+        log_widths = torch.log(-torch.expm1(-inverse_scales)).unbind(-2) if last > 0 else ()
+        means, inverse_scales = (means * self.half_range).unbind(-2), inverse_scales.unbind(-2)
+        coefficients = coefficients.tanh().unbind(-2)
+        noise = (noise * (1 - 2**-50)).contiguous()  # below the sum of all weights, which rounding may leave below 1
+        log_weights, weights = logits[..., 0, :], logits
+        drawn, centred = [], list(self.centred(previous_channels, logits.dtype)[..., None].unbind(-2))
+        for c in range(last + 1):
+            mean, inverse_scale = means[c], inverse_scales[c]
+            for k in range(c):
+                mean = torch.addcmul(mean, coefficients[c * (c - 1) // 2 + k], centred[k])
+            log_weights = torch.addcmul(log_weights, mean, inverse_scale, value=0)  # NaN where these are not finite
+            if c >= first:
+                weights = log_weights.softmax(-1)
+                drawn.append(self.first_above(noise[c - first], weights, mean, inverse_scale))
+                centred.append(self.centred(drawn[-1], mean.dtype).unsqueeze(-1))
+            if c < last:
+                log_weights = log_weights + self.level_log_mass(centred[c], mean, inverse_scale, log_widths[c])
+        return torch.stack(drawn, -1).masked_fill_(weights[..., :1].isnan(), -1)
+
+    def first_above(self, noise: torch.Tensor, weights, means, inverse_scales) -> torch.Tensor:
+        r"""
+        The first level below whose upper edge lies more mass than a number, of numbers `(...)` and components
+        `(..., M)`. Below the edge e it is Σ_k w_k σ((e - μ_k) / s_k). It is compared at every n-th edge, then at those
+        between two of these; n² is at least the number of levels. A few numbers are compared at all edges at once.
+        """
+        means = (means + (self.half_range + 0.5)).unsqueeze(-1)  # now the edge below a level is at its number
+        inverse_scales, weights, noise = (x.unsqueeze(-1) for x in (inverse_scales, weights, noise))
 
         def count_below(edges: torch.Tensor) -> torch.Tensor:
-            cumulative = ((edges - means) * inverse_scales).sigmoid_().mul_(weights).sum(-2)
-            return (cumulative <= noise).sum(-1, keepdim=True)
+            cumulative = (edges - means).mul_(inverse_scales).sigmoid_().mul_(weights).sum(-2)
+            return torch.searchsorted(cumulative, noise, right=True)
 
+        options = {"dtype": means.dtype, "device": means.device}
+        if noise.numel() * self.num_levels <= 1024:
+            return count_below(torch.arange(1, self.num_levels, **options)).squeeze(-1)
         stride = math.isqrt(self.num_levels - 1) + 1
-        steps = torch.arange(1, stride, device=noise.device)
-        level = stride * count_below(stride * steps)
-        level = (level + count_below(level[..., None] + steps)).clamp_(max=self.num_levels - 1)
-        return level[..., 0].masked_fill_(weights[..., 0, 0].isnan(), -1)
+        level = stride * count_below(torch.arange(stride, self.num_levels, stride, **options))
+        level = level + count_below(level.unsqueeze(-1) + torch.arange(1, stride, **options))
+        return level.clamp_(max=self.num_levels - 1).squeeze(-1)
 
 
 class GuidedConditional(LevelConditional):

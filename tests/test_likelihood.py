@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import KINDS, build_model, for_each, random_inputs
+from conftest import KINDS, build_model, for_each, random_inputs, seeded
 
 from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise, log_one_minus_exp
@@ -73,6 +73,22 @@ def test_levels_of_a_logistic_mixture_are_found_without_their_probabilities():
                 assert highest.max() < num_levels
 
 
+def test_channels_drawn_at_once_are_those_drawn_one_by_one_from_all_probabilities():
+    for distribution in [*DISTRIBUTIONS, LogisticMixtureOutput(3, 1000, 3)]:
+        for number in (1, 2, 500):  # few are compared with all edges
+            for scale in (0.3, 3.0, 30.0):
+                outputs = parameters_of(distribution, number, 1, 1, scale, torch.float64)
+                pixels = distribution.pixels(outputs)[:, 0, 0]
+                noise = torch.rand(distribution.num_channels, number, generator=seeded(number), dtype=torch.float64)
+                expected = torch.empty(number, 0, dtype=torch.long)
+                for channel in range(distribution.num_channels):
+                    logits = distribution.level_logits(pixels, channel, expected)
+                    expected = torch.cat((expected, levels_from_noise(logits, noise[channel])[:, None]), dim=1)
+                for given in range(distribution.num_channels):
+                    drawn = distribution.draw_channels(pixels, noise[given:], expected[:, :given])
+                    assert torch.equal(drawn, expected[:, given:]), (distribution, number, scale)
+
+
 def test_levels_of_a_bernoulli_are_found_without_their_probabilities():
     distribution = BernoulliOutput(2, 2)
     log_odds = torch.cat((torch.linspace(-60, 60, 401), torch.tensor([-torch.inf, -800, 800, torch.inf, torch.nan])))
@@ -100,8 +116,8 @@ def test_broken_parameters_have_no_level():
 
 def test_earlier_levels_that_no_component_can_give_leave_no_level():
     distribution = LogisticMixtureOutput(3, 256, 2)
-    pixels = torch.zeros(1, distribution.num_parameters)
-    pixels[:, 2:4] = 1e36  # means of the first channel, so far away that the others have no component left
+    pixels = torch.zeros(1, distribution.num_parameters, dtype=torch.float64)
+    pixels[:, 2:4] = 1e306  # means of the first channel, so far away that the others have no component left
     pixels[:, 8:14] = -7
     noise, previous = torch.full((1,), 0.5, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.long)
     for channel in (1, 2):
