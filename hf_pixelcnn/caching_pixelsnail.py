@@ -1,51 +1,55 @@
 r"""
 The sampling cache of the PixelSNAIL.
 
-Keys and values grow by one pixel at a time, those of all layers at once as soon as the pixel's last level is known. A
-pixel attends to as many places as there are up to the end of its row, of which those not yet known have a score of
-minus infinity; so its operations do not depend on how many are known. Place 0 holds zeros until the first pixel is
-known: the attention of the first pixel to it is the zero that it should be.
+Keys and values of a pixel need its own levels, which only later pixels may see. So a span begins with those of the
+pixel before it, of all layers at once; those of its own pixels but the last follow layer by layer, from their guessed
+levels, as soon as the layer has made its features.
+
+A pixel attends to as many places as there are up to the end of its row, of which those that it must not see have a
+score of minus infinity; so its operations do not depend on how many it sees. Place 0 is before the first pixel, which
+alone sees it: its value is the zero that the attention of the first pixel should be. Pixel n has place n + 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 
-from .caching_blocks_causal_image import CornerBlock, GatedBlockCache
-from .caching_causal_image import pointwise_matrix
+from .caching_blocks_causal_image import CornerBlock, GatedBlockCache, columns
+from .caching_causal_image import SpanCache, pointwise_matrix
 
 CAPTURED_PHASES = 4  # lengths of attention per image where steps are captured: each is recorded once
+ALL_LAYERS = slice(None)
 
 
 class PointwiseLayers:
-    """A 1×1 layer of each of several layers of the network at once: `(layers, batch, in)` to `(layers, batch, out)`."""
+    """A 1×1 layer of each of several layers of the network."""
 
     def __init__(self, cache: GatedBlockCache, layers: Sequence, scale: torch.Tensor | float = 1.0):
         self.weight = cache.keep(torch.stack([pointwise_matrix(layer) for layer in layers]) * scale)
         self.bias = cache.keep(torch.stack([layer.bias for layer in layers])[:, None] * scale)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+    def call(self, x: torch.Tensor, out: torch.Tensor, layers: slice = ALL_LAYERS) -> Callable[[], object]:
+        """What computes some layers, `(layers, columns, batch, in)` to `(layers, columns, batch, out)`."""
+        return partial(torch.baddbmm, self.bias[layers], x.flatten(1, 2), self.weight[layers], out=out.flatten(1, 2))
 
 
 class PointwiseBlocks:
     r"""
-    A gated residual block of 1×1 kernels of each of several layers of the network at once.
+    A gated residual block of 1×1 kernels of each of several layers of the network.
 
     Args:
-        cache ([`GatedBlockCache`]): Sizes.
+        cache ([`PixelSNAILCache`]): Sizes.
         blocks (sequence of [`GatedResidualBlock`]): One per layer.
-        x, other (`torch.Tensor` of shape `(layers, batch, features)`): What they read; the latter where they do.
+        sizes (`list[int]`): Features of what they read: of x, and of something else where they do.
     """
 
-    def __init__(self, cache: GatedBlockCache, blocks: Sequence, x: torch.Tensor, other: torch.Tensor | None = None):
-        depth, batch, size = x.shape
-        parts = [x] if other is None else [x, other]
+    def __init__(self, cache: "PixelSNAILCache", blocks: Sequence, sizes: list[int]):
         weights, biases = [], []
         for block in blocks:
-            layers = [block.conv_in] if other is None else [block.conv_in, block.conv_other]
+            layers = [block.conv_in] if len(sizes) == 1 else [block.conv_in, block.conv_other]
             weights.append(torch.cat([pointwise_matrix(layer) for layer in layers]))
             biases.append(sum(layer.bias for layer in layers))
         self.weight_in, self.bias_in = cache.keep(torch.stack(weights)), cache.keep(torch.stack(biases)[:, None])
@@ -56,104 +60,169 @@ class PointwiseBlocks:
             bias_out = bias_out + torch.stack(classes)  # (layers, batch, 2 * features)
         self.bias_out = cache.keep(bias_out)
 
-        self.x, self.signs = x, cache.signs
-        self.celu = cache.zeros(depth, batch, 2 * sum(part.shape[-1] for part in parts))
-        celus = self.celu.split([2 * part.shape[-1] for part in parts], dim=-1)
-        self.parts = [(part[:, :, None], celu.unflatten(-1, (2, -1))) for part, celu in zip(parts, celus, strict=True)]
-        self.t = cache.zeros(depth, batch, size)
-        self.celu_t = cache.zeros(depth, batch, 2 * size)
-        self.gated = cache.zeros(depth, batch, 2 * size)
-        self.value, self.gate = self.gated.chunk(2, dim=-1)
+        self.sizes, self.celu, self.signs = sizes, cache.celu, cache.signs
+        size = sizes[0]
+        self.memory = [cache.memory(x, len(blocks)) for x in (2 * sum(sizes), size, 2 * size, 2 * size)]
 
-    def __call__(self, out: torch.Tensor | None = None) -> torch.Tensor:
-        for part, celu in self.parts:
-            torch.mul(part, self.signs, out=celu)
-        F.elu_(self.celu)
-        torch.baddbmm(self.bias_in, self.celu, self.weight_in, out=self.t)
-        F.elu_(torch.mul(self.t[:, :, None], self.signs, out=self.celu_t.unflatten(-1, (2, -1))))
-        torch.baddbmm(self.bias_out, self.celu_t, self.weight_out, out=self.gated)
-        return torch.addcmul(self.x, self.value, self.gate.sigmoid_(), out=out)
+    def calls(self, parts: list[torch.Tensor], out: torch.Tensor, layers: slice = ALL_LAYERS) -> list[Callable]:
+        """What computes some layers, of which all tensors are `(layers, columns, batch, features)`."""
+        depth, number = parts[0].shape[:2]
+        inputs, t, celu_t, gated = (memory(depth, number) for memory in self.memory)
+        flat_inputs, flat_t, flat_celu, flat_gated = (x.flatten(1, 2) for x in (inputs, t, celu_t, gated))
+        value, gate = gated.chunk(2, dim=-1)
+        calls: list[Callable] = [
+            partial(torch.mul, part.unsqueeze(-2), self.signs, out=celu.unflatten(-1, (2, -1)))
+            for part, celu in zip(parts, inputs.split([2 * size for size in self.sizes], dim=-1), strict=True)
+        ]
+        calls += [
+            partial(F.elu_, inputs),
+            partial(torch.baddbmm, self.bias_in[layers], flat_inputs, self.weight_in[layers], out=flat_t),
+            *self.celu(t, celu_t),
+        ]
+        bias = self.bias_out[layers]
+        if number > 1 and bias.shape[1] > 1:  # of each image another one
+            calls.append(partial(gated.copy_, bias[:, None]))
+            bias = flat_gated
+        return [
+            *calls,
+            partial(torch.baddbmm, bias, flat_celu, self.weight_out[layers], out=flat_gated),
+            gate.sigmoid_,
+            partial(torch.addcmul, parts[0], value, gate, out=out),
+        ]
 
 
 class EarlierPixels:
     r"""
-    Keys and values of the pixels that are known, of all layers, and attention to them.
+    Keys and values of earlier pixels, of all layers, and attention to them.
 
     Args:
-        cache ([`GatedBlockCache`]): Sizes.
+        cache ([`PixelSNAILCache`]): Sizes.
         config ([`PixelSNAILConfig`]): Heads, and features of keys and values.
+        layers (sequence of [`PixelSNAILLayer`]): Of the network.
+        features (`torch.Tensor` of shape `(layers, width, batch, in)`): What keys and values are made of.
     """
 
-    def __init__(self, cache: GatedBlockCache, config):
-        self.depth, self.rows = config.num_hidden_layers, cache.batch * config.num_attention_heads
+    def __init__(self, cache: "PixelSNAILCache", config, layers: Sequence, features: torch.Tensor):
+        depth, width, batch, in_channels = features.shape
+        device, heads = features.device, config.num_attention_heads
+        self.features, self.rows = features, batch * heads
         self.sizes = [config.key_size, config.value_size]
-        key_size, value_size = (size // config.num_attention_heads for size in self.sizes)
-        places = cache.height * cache.width
-        self.keys = cache.zeros(self.depth, self.rows, key_size, places)
-        self.values = cache.zeros(self.depth, self.rows, places, value_size)
-        self.is_known = cache.keep(torch.full((1, 1, places), -torch.inf, **cache.factory))  # added to scores
-        self.is_known[..., 0] = 0
+        key_size, value_size = (size // heads for size in self.sizes)
+        self.width, places = width, 1 + cache.height * width
+        self.keys = cache.zeros(depth, batch, heads, key_size, places)
+        self.values = cache.zeros(depth, batch, heads, places, value_size)
+        self.numbers, self.columns = torch.arange(places, device=device), torch.arange(width, device=device)
+        self.places = torch.arange(width, device=device)  # of the pixels of the row
+        cache.tensors.append(self.places)
+        self.hidden = cache.zeros(width, places)  # what is added to scores
 
-    def add(self, key_value: torch.Tensor, place: torch.Tensor):
-        """Those of one pixel, `(layers, batch, key_size + value_size)`; `place` is its number, `(1,)`."""
-        key, value = key_value.split(self.sizes, dim=-1)
-        self.keys.index_copy_(3, place, key.reshape(self.depth, self.rows, -1, 1))
-        self.values.index_copy_(2, place, value.reshape(self.depth, self.rows, 1, -1))
-        self.is_known.index_fill_(2, place, 0)
+        blocks = [layer.attention.key_value_block for layer in layers]
+        self.block = None if None in blocks else PointwiseBlocks(cache, blocks, [in_channels])
+        self.block_out = cache.memory(in_channels, depth)
+        self.key_value = PointwiseLayers(cache, [layer.attention.key_value for layer in layers])
+        self.key_values = cache.memory(sum(self.sizes), depth)
 
-    def attend(self, layer: int, query: torch.Tensor, num_places: int, out: torch.Tensor):
-        """Of queries `(1, batch, key_size)`, already scaled, to the first places: `(1, batch, value_size)`."""
-        keys, values = self.keys[layer, :, :, :num_places], self.values[layer, :, :num_places]
-        scores = torch.baddbmm(self.is_known[..., :num_places], query.view(self.rows, 1, -1), keys)
-        torch.bmm(scores.softmax(-1), values, out=out.view(self.rows, 1, -1))
+    def start_row(self, row: torch.Tensor):
+        """Note the places of a row, the number of which is `(1,)`, and what each of its pixels must not see."""
+        torch.add(self.columns, row, alpha=self.width, out=self.places).add_(1)
+        last = self.places[:, None] - 1  # place that a pixel sees
+        is_hidden = (self.numbers > last) | (self.numbers < last.clamp(max=1))
+        self.hidden.zero_().masked_fill_(is_hidden, -torch.inf)
+
+    def see(self, num_places: int):
+        """Let attention be to the first places."""
+        self.seen = [
+            (keys.flatten(0, 1)[..., :num_places], values.flatten(0, 1)[:, :num_places])
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+        self.seen_hidden = self.hidden[:, :num_places]
+
+    def add_calls(self, start: int, stop: int, layers: slice = ALL_LAYERS) -> list[Callable]:
+        """What adds the keys and values that some layers have of some columns."""
+        x = self.features[layers, start:stop]
+        depth, number, batch, _ = x.shape
+        calls = []
+        if self.block is not None:
+            out = self.block_out(depth, number)
+            calls, x = self.block.calls([x], out, layers), out
+        key_values, places = self.key_values(depth, number), self.places[start:stop]
+        key, value = (
+            part.unflatten(-1, (self.rows // batch, -1)).permute(0, 2, 3, 4, 1)  # (layers, batch, heads, size, columns)
+            for part in key_values.split(self.sizes, dim=-1)
+        )
+        return [
+            *calls,
+            self.key_value.call(x, key_values, layers),
+            partial(self.keys[layers].index_copy_, 4, places, key),
+            partial(self.values[layers].index_copy_, 3, places, value.transpose(3, 4)),
+        ]
+
+    def attend(self, layer: int, query: torch.Tensor, start: int, stop: int, out: torch.Tensor):
+        """Of the queries of some columns `(rows, columns, size)`, already scaled: `(rows, columns, value_size)`."""
+        keys, values = self.seen[layer]
+        scores = torch.baddbmm(self.seen_hidden[start:stop], query, keys)
+        torch.bmm(scores.softmax(-1), values, out=out)
 
 
 class Layer:
     r"""
-    One layer of the network, pixel by pixel.
+    One layer of the network, span by span.
 
     Args:
         cache ([`PixelSNAILCache`]): Sizes.
         layer ([`PixelSNAILLayer`]): The layer.
         number (`int`): Which it is.
-        x, out (`torch.Tensor` of shape `(batch, features)`): What it reads and writes.
-        query_in (`torch.Tensor` of shape `(1, batch, features + 2)`): What its blocks make, and the position.
     """
 
-    def __init__(self, cache: "PixelSNAILCache", layer, number: int, x, out, query_in):
-        width, size, attention = cache.width, cache.size, layer.attention
-        self.number, self.query_in, self.out = number, query_in, out[None]
-        stream = query_in[..., :size]
-        memory = [x, *(cache.zeros(cache.batch, size) for _ in layer.blocks[1:]), stream[0]]
-        spans = [lambda start, stop, x=x: x for x in memory]  # all of them single pixels
+    def __init__(self, cache: "PixelSNAILCache", layer, number: int):
+        size, attention = cache.size, layer.attention
+        self.cache, self.number, self.earlier = cache, number, cache.earlier
+        self.query_in = cache.features[number : number + 1, :, :, cache.input_size :]
+        self.stream = self.query_in[..., :size]
+        last = lambda start, stop: columns(self.stream[0].transpose(0, 1), start, stop)  # noqa: E731
+        spans = [partial(cache.stream, number), *(cache.scratch(size) for _ in layer.blocks[1:]), last]
         self.blocks = [
-            CornerBlock(cache, block, width, *pair) for block, pair in zip(layer.blocks, pairwise(spans), strict=True)
+            CornerBlock(cache, block, cache.width, *pair)
+            for block, pair in zip(layer.blocks, pairwise(spans), strict=True)
         ]
-        self.calls = [[call for block in self.blocks for call in block.calls(j, j + 1)] for j in range(width)]
-        block = attention.query_block
-        self.query_block = None if block is None else PointwiseBlocks(cache, [block], query_in)
-        key_size, value_size = cache.earlier.keys.shape[2], cache.earlier.sizes[1]
-        self.query = PointwiseLayers(cache, [attention.query], scale=key_size**-0.5)
-        self.attended = cache.zeros(1, cache.batch, value_size)
-        self.out_block = PointwiseBlocks(cache, [layer.out_block], stream, self.attended)
+        block, query_size = attention.query_block, size + 2
+        self.query_block = None if block is None else PointwiseBlocks(cache, [block], [query_size])
+        self.block_out = cache.memory(query_size)
+        key_size, value_size = self.earlier.sizes
+        self.query = PointwiseLayers(cache, [attention.query], scale=self.earlier.keys.shape[3] ** -0.5)
+        self.queries, self.attended = cache.memory(key_size), cache.memory(value_size)
+        self.out_block = PointwiseBlocks(cache, [layer.out_block], [size, value_size])
 
     def start_row(self):
         for block in self.blocks:
             block.start_row()
 
-    def step(self, column: int, earlier: EarlierPixels, num_places: int):
-        """One pixel."""
-        for call in self.calls[column]:
-            call()
-        query = self.query(self.query_in if self.query_block is None else self.query_block())
-        earlier.attend(self.number, query, num_places, self.attended)
-        self.out_block(self.out)
+    def calls(self, start: int, stop: int) -> list[Callable]:
+        """What computes a span."""
+        calls: list[Callable] = [call for block in self.blocks for call in block.calls(start, stop)]
+        if stop - start > 1:
+            calls += self.earlier.add_calls(start, stop - 1, slice(self.number, self.number + 1))
+        query_in, number = self.query_in[:, start:stop], stop - start
+        if self.query_block is not None:
+            calls += self.query_block.calls([query_in], self.block_out(1, number))
+            query_in = self.block_out(1, number)
+        queries, attended = self.queries(1, number), self.attended(1, number)
+        by_head = (x.reshape(number, self.earlier.rows, -1).transpose(0, 1) for x in (queries, attended))
+        query, out = by_head
+        return [
+            *calls,
+            self.query.call(query_in, queries),
+            partial(self.earlier.attend, self.number, query, start, stop, out),
+            *self.out_block.calls(
+                [self.stream[:, start:stop], attended], self.cache.streams[self.number + 1](1, number)
+            ),
+        ]
 
 
-class PixelSNAILCache(GatedBlockCache):
+class PixelSNAILCache(GatedBlockCache, SpanCache):
     r"""
-    Row by row the taps of 2×2 kernels on the row above; pixel by pixel the rest of them, and attention over what is
-    known; keys and values of a pixel when its last level is known.
+    Row by row the taps of 2×2 kernels on the row above, and what a pixel may see; span by span the rest of the kernels,
+    and attention. `features` are of all layers what keys and values of the row are made of, [I, x, P].
 
     On a CPU, attention is as long as the image down to the row in work, elsewhere as the part of the image that the
     row lies in, so that steps that were captured serve several rows.
@@ -165,52 +234,68 @@ class PixelSNAILCache(GatedBlockCache):
         layers, device = list(network.layers.children()), self.factory["device"]
         self.rows_per_phase = 1 if self.capture is None else -(-height // CAPTURED_PHASES)
         self.row_number = torch.zeros(1, dtype=torch.long, device=device)
-        self.columns, self.places = (torch.arange(width, device=device) for _ in range(2))  # here, and in the image
-        self.tensors += [self.row_number, self.places]
+        self.tensors.append(self.row_number)
         positions = network.positions(height, width, **self.factory)
         self.positions = self.keep(positions[0].permute(1, 2, 0))  # (height, width, 2)
-        self.row_positions = self.zeros(width, 2)
+        self.features = self.zeros(len(layers), width, batch, self.input_size + self.size + 2)
+        self.images = self.features[..., : self.input_size]
+        last = self.head_streams[0]
+        self.streams = [self.memory(self.size) for _ in layers]
+        self.streams.append(lambda depth, number: last[: number * batch].view(depth, number, batch, -1))
+        self.earlier = EarlierPixels(self, model.config, layers, self.features)
+        self.layers = [Layer(self, layer, i) for i, layer in enumerate(layers)]
+        self.last_of_row = [self.image_call(width - 1, width), *self.earlier.add_calls(width - 1, width)]
 
-        # What keys and values of all layers are made of, [I, x, P], and queries, [x, P].
-        self.features = self.zeros(len(layers), batch, self.input_size + self.size + 2)
-        self.image, queries = self.features.tensor_split([self.input_size], dim=-1)
-        self.position = queries[..., -2:]
-        self.earlier = EarlierPixels(self, model.config)
-        streams = [self.zeros(batch, self.size) for _ in layers] + [self.hidden]
-        self.first = streams[0]
-        self.first_layers = [self.first_layer(j, j + 1, self.first) for j in range(width)]
-        self.layers = [
-            Layer(self, layer, i, streams[i], streams[i + 1], queries[i : i + 1]) for i, layer in enumerate(layers)
-        ]
-        blocks = [layer.attention.key_value_block for layer in layers]
-        self.key_value_block = None if None in blocks else PointwiseBlocks(self, blocks, self.features)
-        self.key_value = PointwiseLayers(self, [layer.attention.key_value for layer in layers])
+    def kernel_features(self, config):
+        return 2 * config.hidden_size  # celu
+
+    def memory(self, features: int, depth: int = 1) -> Callable[[int, int], torch.Tensor]:
+        """Memory of a span in one layer, or of a pixel in `depth` layers: `(layers, columns, batch, features)`."""
+        rows = self.zeros(max(depth, self.columns_at_once) * self.batch, features)
+        return lambda depth, number: rows[: depth * number * self.batch].view(depth, number, self.batch, features)
+
+    def stream(self, layer: int, start: int, stop: int) -> torch.Tensor:
+        """What a layer reads of a span, as [`columns`] gives it."""
+        return columns(self.streams[layer](1, stop - start)[0].transpose(0, 1), 0, stop - start)
+
+    def image_call(self, start: int, stop: int) -> Callable[[], object]:
+        """What takes in the levels of some columns, decided or guessed."""
+        return partial(self.images[:, start:stop].copy_, self.finished_row[:, start:stop].transpose(0, 1))
 
     def start_row(self, row):
         self.row, self.phase = row, row // self.rows_per_phase
-        self.num_places = min(self.height, (self.phase + 1) * self.rows_per_phase) * self.width
+        self.earlier.see(1 + min(self.height, (self.phase + 1) * self.rows_per_phase) * self.width)
         self.row_number.fill_(row)
         self.run(("row", row == 0), self.compute_row)
 
     def compute_row(self):
         self.start_first_layer()
-        torch.add(self.columns, self.row_number, alpha=self.width, out=self.places)
-        self.row_positions.copy_(self.positions.index_select(0, self.row_number)[0])
+        if self.row > 0:
+            for call in self.last_of_row:
+                call()
+        self.earlier.start_row(self.row_number)
+        self.features[..., -2:] = self.positions.index_select(0, self.row_number)[0][:, None]
         for layer in self.layers:
             layer.start_row()
 
-    def compute_pixel(self, column, channel):
-        self.first_layers[column]()
-        self.position.copy_(self.row_positions[column])
-        for layer in self.layers:
-            layer.step(column, self.earlier, self.num_places)
+    def step(self, start, stop, channel):
+        """All rows share the calls: only how long attention is depends on the row."""
+        key = (start, stop)
+        if key not in self.steps:
+            self.steps[key] = self.prepare_step(start, stop, channel)
+        return self.steps[key]
 
-    def observe(self, column, channel, levels):
-        super().observe(column, channel, levels)
-        if channel == self.num_channels - 1:
-            self.image.copy_(self.finished_row[:, column])
-            key_value = self.key_value(self.features if self.key_value_block is None else self.key_value_block())
-            self.earlier.add(key_value, self.places[column : column + 1])
+    def prepare_step(self, start, stop, channel):
+        before = max(0, start - 1)
+        calls: list[Callable] = [self.image_call(before, stop - 1)] if stop > 1 else []
+        if start > 0:
+            calls += self.earlier.add_calls(before, start)
+        calls.append(self.first_layer(start, stop, self.stream(0, start, stop)))
+        return [*calls, *(call for layer in self.layers for call in layer.calls(start, stop))]
+
+    def compute_span(self, start, stop, channel):
+        for call in self.step(start, stop, channel):
+            call()
 
 
 __all__ = ["PixelSNAILCache"]
