@@ -1,4 +1,9 @@
-"""The sampling cache of the PixelRNN."""
+"""
+The sampling cache of the PixelRNN.
+
+It draws pixel by pixel: a pass over several columns of the Diagonal BiLSTM would compute their cells one after the
+other, which is most of what drawing them costs.
+"""
 
 import torch
 import torch.nn.functional as F
