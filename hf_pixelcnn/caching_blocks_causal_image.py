@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from .caching_causal_image import EncodedRowCache
+from .caching_causal_image import SpanCache
 
 Span = Callable[[int, int], torch.Tensor]  # gives the features of the columns from one to another, see `columns`
 
@@ -113,9 +113,9 @@ class CornerBlock:
         ]
 
 
-class GatedBlockCache(EncodedRowCache):
+class GatedBlockCache(SpanCache):
     r"""
-    The first layer: `down(conv_1×3([I, 1])) + right(conv_2×1([I, 1]))`.
+    Spans as lists of calls; and the first layer: `down(conv_1×3([I, 1])) + right(conv_2×1([I, 1]))`.
 
     Args:
         model, batch, height, width, class_ids: As for all caches.
@@ -135,6 +135,13 @@ class GatedBlockCache(EncodedRowCache):
         self.input_rows[:, 2, :width, -1] = 1
         self.first_above = self.zeros(batch, width, self.size)
         self.left_weight = self.keep(self.left_in[0][:, :-1, 1, 0].T.contiguous())
+
+    def kernel_features(self, config):
+        return 2 * config.hidden_size  # celu
+
+    def compute_span(self, start, stop, channel):
+        for call in self.step(start, stop, channel):
+            call()
 
     def scratch(self, features: int) -> Span:
         """Memory of the span in work."""

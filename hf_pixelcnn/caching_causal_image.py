@@ -518,9 +518,11 @@ class SpanCache(EncodedRowCache):
 
     Attributes:
         calls_of_pass (`float`): Operations of a pass for each operation of a pixel.
+        phases_share_steps (`bool`): Whether what is prepared for some columns serves rows of every phase.
     """
 
     calls_of_pass = 1.0
+    phases_share_steps = False
 
     def __init__(self, model, batch, height, width, class_ids=None, **options):
         self.pass_costs = PASS_COSTS.get(device_of(model).type, OTHER_PASS_COSTS)
@@ -549,8 +551,8 @@ class SpanCache(EncodedRowCache):
         self.compute_span(column, column + 1, channel)
 
     def step(self, start: int, stop: int, channel: int):
-        """[`~SpanCache.prepare_step`], once for rows of a phase."""
-        key = (start, stop, channel, self.phase)
+        """[`~SpanCache.prepare_step`], once for rows of a phase, or of all phases."""
+        key = (start, stop, channel, None if self.phases_share_steps else self.phase)
         if key not in self.steps:
             self.steps[key] = self.prepare_step(start, stop, channel)
         return self.steps[key]

@@ -19,7 +19,6 @@ from .caching_blocks_causal_image import (
     concat_elu_rows,
     product,
 )
-from .caching_causal_image import SpanCache
 
 
 class RowConv:
@@ -226,7 +225,7 @@ class Level:
         return self.downsampling.output(start, stop, first), back
 
 
-class PixelCNNPPCache(GatedBlockCache, SpanCache):
+class PixelCNNPPCache(GatedBlockCache):
     r"""
     Row by row the vertical stream, and the taps of the combined one on rows above; span by span the rest of it.
 
@@ -258,9 +257,6 @@ class PixelCNNPPCache(GatedBlockCache, SpanCache):
         memory = self.head_streams[0][: (stop - start) * self.batch].unflatten(0, (-1, self.batch))
         return columns(memory.transpose(0, 1), 0, stop - start)
 
-    def kernel_features(self, config):
-        return 2 * config.hidden_size  # celu
-
     def start_row(self, row):
         self.row, self.phase = row, row % 4
         self.run(("row", row == 0, self.phase), self.compute_row)
@@ -274,10 +270,6 @@ class PixelCNNPPCache(GatedBlockCache, SpanCache):
 
     def prepare_step(self, start, stop, channel):
         return [self.first_layer(start, stop, self.full.first(start, stop)), *self.full.calls(start, stop)]
-
-    def compute_span(self, start, stop, channel):
-        for call in self.step(start, stop, channel):
-            call()
 
 
 __all__ = ["PixelCNNPPCache"]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from .caching_blocks_causal_image import CornerBlock, GatedBlockCache, columns
-from .caching_causal_image import SpanCache, pointwise_matrix
+from .caching_causal_image import pointwise_matrix
 
 CAPTURED_PHASES = 4  # lengths of attention per image where steps are captured: each is recorded once
 ALL_LAYERS = slice(None)
@@ -179,7 +179,7 @@ class Layer:
         self.cache, self.number, self.earlier = cache, number, cache.earlier
         self.query_in = cache.features[number : number + 1, :, :, cache.input_size :]
         self.stream = self.query_in[..., :size]
-        last = lambda start, stop: columns(self.stream[0].transpose(0, 1), start, stop)  # noqa: E731
+        last = partial(columns, self.stream[0].transpose(0, 1))
         spans = [partial(cache.stream, number), *(cache.scratch(size) for _ in layer.blocks[1:]), last]
         self.blocks = [
             CornerBlock(cache, block, cache.width, *pair)
@@ -207,8 +207,7 @@ class Layer:
             calls += self.query_block.calls([query_in], self.block_out(1, number))
             query_in = self.block_out(1, number)
         queries, attended = self.queries(1, number), self.attended(1, number)
-        by_head = (x.reshape(number, self.earlier.rows, -1).transpose(0, 1) for x in (queries, attended))
-        query, out = by_head
+        query, out = (x.reshape(number, self.earlier.rows, -1).transpose(0, 1) for x in (queries, attended))
         return [
             *calls,
             self.query.call(query_in, queries),
@@ -219,7 +218,7 @@ class Layer:
         ]
 
 
-class PixelSNAILCache(GatedBlockCache, SpanCache):
+class PixelSNAILCache(GatedBlockCache):
     r"""
     Row by row the taps of 2×2 kernels on the row above, and what a pixel may see; span by span the rest of the kernels,
     and attention. `features` are of all layers what keys and values of the row are made of, [I, x, P].
@@ -227,6 +226,8 @@ class PixelSNAILCache(GatedBlockCache, SpanCache):
     On a CPU, attention is as long as the image down to the row in work, elsewhere as the part of the image that the
     row lies in, so that steps that were captured serve several rows.
     """
+
+    phases_share_steps = True  # a call looks up how long attention is
 
     def __init__(self, model, batch, height, width, class_ids=None):
         network = model.model
@@ -245,9 +246,6 @@ class PixelSNAILCache(GatedBlockCache, SpanCache):
         self.earlier = EarlierPixels(self, model.config, layers, self.features)
         self.layers = [Layer(self, layer, i) for i, layer in enumerate(layers)]
         self.last_of_row = [self.image_call(width - 1, width), *self.earlier.add_calls(width - 1, width)]
-
-    def kernel_features(self, config):
-        return 2 * config.hidden_size  # celu
 
     def memory(self, features: int, depth: int = 1) -> Callable[[int, int], torch.Tensor]:
         """Memory of a span in one layer, or of a pixel in `depth` layers: `(layers, columns, batch, features)`."""
@@ -278,13 +276,6 @@ class PixelSNAILCache(GatedBlockCache, SpanCache):
         for layer in self.layers:
             layer.start_row()
 
-    def step(self, start, stop, channel):
-        """All rows share the calls: only how long attention is depends on the row."""
-        key = (start, stop)
-        if key not in self.steps:
-            self.steps[key] = self.prepare_step(start, stop, channel)
-        return self.steps[key]
-
     def prepare_step(self, start, stop, channel):
         before = max(0, start - 1)
         calls: list[Callable] = [self.image_call(before, stop - 1)] if stop > 1 else []
@@ -292,10 +283,6 @@ class PixelSNAILCache(GatedBlockCache, SpanCache):
             calls += self.earlier.add_calls(before, start)
         calls.append(self.first_layer(start, stop, self.stream(0, start, stop)))
         return [*calls, *(call for layer in self.layers for call in layer.calls(start, stop))]
-
-    def compute_span(self, start, stop, channel):
-        for call in self.step(start, stop, channel):
-            call()
 
 
 __all__ = ["PixelSNAILCache"]
