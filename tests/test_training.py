@@ -1088,6 +1088,7 @@ def test_what_would_have_no_effect_is_refused(digits_words, tmp_path):
         (["--do_predict", "true"], "`do_predict` cannot be used: there is nothing to predict"),
         (["--neftune_noise_alpha", "1"], "`neftune_noise_alpha` cannot be used"),
         (["--use_liger_kernel", "true"], "`use_liger_kernel` cannot be used"),
+        (["--optim_args", "momentum=0.9"], "`optim_args` cannot be used: adamw_torch_fused reads none"),
         (["--max_steps", "0"], "--max_steps must be at least 1, or -1 for no limit, got 0."),
         (["--fsdp", "full_shard"], "only works in distributed training"),
         (["--hub_strategy", "every_save"], "`hub_strategy` must be end, got 'every_save'"),

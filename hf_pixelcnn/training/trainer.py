@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, speed_metrics
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..checks_causal_image import check_count, evaluation_mode
@@ -102,6 +103,11 @@ class PixelCNNTrainingArguments(TrainingArguments):
             self.bf16 = False
         self._check_names()
         super().__post_init__()
+        if self.optim_args and self.optim in ("adamw_torch", "adamw_torch_fused"):
+            raise ValueError(
+                f"`optim_args` cannot be used: {OptimizerNames(self.optim).value} reads none, but `adam_beta1`, "
+                "`adam_beta2`, `adam_epsilon` and `weight_decay`."
+            )
 
     def __getstate__(self):
         """Without the token: `training_args.bin` in a checkpoint is a pickle of this."""
