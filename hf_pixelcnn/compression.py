@@ -50,6 +50,10 @@ MAX_COLUMNS = 4096
 MAX_DIMS_PER_BYTE = 2048
 MAX_DIMS = 2**24  # 21,399 images of 28×28, 5,461 of 3×32×32, or one of 3×2048×2730: 160 MiB while decoding
 COST_SLACK_BITS = 64  # what the coder may leave in its state
+# Why an undamaged stream, the first probabilities of which came out the same, may still not be decoded.
+AFTER_PROBE = (
+    "the model computes other probabilities here, as on another processor of the same kind, or no encoder made the stream."
+)
 
 
 def load_coder():
@@ -272,14 +276,16 @@ class LevelReader(LevelCoder):
         try:
             return self.decoder.decode(self.frequencies, probabilities)
         except (AssertionError, ValueError) as error:  # how `constriction` refuses words, and NaN
-            raise CompressedStreamError(f"The payload of the stream cannot be decoded: {error}") from error
+            raise CompressedStreamError(f"The payload of the stream cannot be decoded ({error}): {AFTER_PROBE}") from error
 
     def levels(self, images: slice, dimension: int, probabilities: np.ndarray) -> np.ndarray:
         levels = self.read(probabilities)
         chosen = probabilities[np.arange(len(levels)), levels]
         self.bits_left += np.log2(chosen + 2.0**-23).sum()  # the coder's frequency is at most (p * 2**24 + 2) / 2**24
         if self.bits_left < 0:
-            raise CompressedStreamError("The payload of the stream is too short for the images that its header claims.")
+            raise CompressedStreamError(
+                f"The payload of the stream is too short for the images that its header claims: {AFTER_PROBE}"
+            )
         return levels
 
 
@@ -473,9 +479,7 @@ def decompress(model, data: bytes, *, max_dims: int | None = MAX_DIMS, show_prog
                 levels = levels.new_empty(header.shape)
             levels[images] = part
     if pixels.hexdigest() != header.pixels:
-        raise CompressedStreamError(
-            "The decoded images are not those that were compressed: the model computes other probabilities here."
-        )
+        raise CompressedStreamError(f"The decoded images are not those that were compressed: {AFTER_PROBE}")
     return levels
 
 

@@ -3,14 +3,15 @@ The three samplers: one pass over the dimensions of a [`Canvas`] each, which dec
 
 All of them draw the same images, because a level depends on its number and on the parameters of its dimension alone.
 
-The cached sampler is thousands of small operations, one after the other. Shared by several threads, each of them waits
-for the last thread. On a machine with nothing else to do that costs microseconds; where others also use the cores, a
-whole time slice, many times what the operation takes. So [`threads_that_pay`] says how many threads a batch gets on a
-CPU.
+The cached sampler is thousands of small operations per row, one after the other, and a few larger ones when the row
+begins. An operation that several threads share waits for the last of them. On a machine with nothing else to do that
+costs microseconds; where others also use the cores, a whole time slice, many times what a small operation takes. So
+[`threads_that_pay`] says how many threads an operation of a size gets on a CPU.
 """
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -20,27 +21,31 @@ from .caching_causal_image import ForwardCache, SamplingCache, SpanCache, device
 from .canvas_causal_image import Canvas, SampledCanvas
 from .checks_causal_image import evaluation_mode
 
-# Images × features of a thread: so many that a second thread has something to save in the products of a step even where
+# Pixels × features of a thread: so many that a second thread has something to save in the products of a step even where
 # the cores have other work.
 FEATURES_PER_THREAD = 8192
 
 
-def threads_that_pay(model, batch: int) -> int:
+def threads_that_pay(model, pixels: int) -> int:
     r"""
-    Threads that the cached sampler and the codec use: as many as have 8,192 of the numbers `batch * hidden_size` each,
-    at least one, at most torch's own number. So batches below 16,384, which are 256 images with 64 features, get one.
+    Threads for operations on so many pixels at once: as many as have 8,192 of the numbers `pixels * hidden_size` each,
+    at least one, at most torch's own number. So fewer than 16,384 numbers, which are 256 pixels with 64 features, get
+    one.
+
+    A step of the cached sampler, as of the codec, is one pixel of each image; what it computes when a row begins, a row
+    of each.
 
     Torch's own number wherever this rule does not hold: on other devices than the CPU, and in families without a cache
     of their own, which run forward passes.
 
     Args:
         model: A `...ForCausalImageModeling`.
-        batch (`int`): Images drawn at a time.
+        pixels (`int`): Of all images that are drawn at a time.
     """
     own = torch.get_num_threads()
     if device_of(model).type != "cpu" or model.sampling_cache_class is ForwardCache:
         return own
-    return max(1, min(own, batch * model.config.hidden_size // FEATURES_PER_THREAD))
+    return max(1, min(own, pixels * model.config.hidden_size // FEATURES_PER_THREAD))
 
 
 @contextlib.contextmanager
@@ -117,11 +122,39 @@ class PassBudget:
         self.left = min(self.most, self.left + drawn - self.pass_cost(computed))
 
 
-def sample_cached(model, canvas: Canvas, class_ids: torch.Tensor | None, keep_cache: bool = True):
+class RowThreads:
+    r"""
+    Threads for what is computed when a row begins. Whether several are faster depends on other work, which only a clock
+    can tell: the first rows have as many as torch is set to, later rows `most`, as long as these lose no more time than
+    they have gained and one row takes.
+
+    Args:
+        most (`int`): Threads that pay where nothing else runs.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.left, self.usual = most, 0.0, 0.0  # seconds: what may be lost; of a row without more threads
+
+    def start_row(self, cache: SamplingCache, row: int):
+        began, has_more = time.perf_counter(), self.left > 0
+        with num_threads(self.most if has_more else torch.get_num_threads()):
+            cache.start_row(row)
+        seconds = time.perf_counter() - began
+        if row == 1:  # row 0 is also the first to use some memory
+            self.usual = self.left = seconds
+        elif has_more:
+            self.left = min(self.usual, self.left + self.usual - seconds)
+
+
+def sample_cached(
+    model, canvas: Canvas, class_ids: torch.Tensor | None, keep_cache: bool = True, row_threads: int | None = None
+):
     """
     Every activation once, or a few times where that is faster; see [`SamplingCache`] and [`SpanCache`]. Without
-    `keep_cache` every call runs the same kernels. Uses as many threads as torch is set to.
+    `keep_cache` every call runs the same kernels. Uses as many threads as torch is set to, or up to `row_threads` for
+    what is computed when a row begins, see [`RowThreads`].
     """
+    threads = RowThreads(row_threads or torch.get_num_threads())
     batch = canvas.copies * len(canvas.levels)
     with sampling_cache(model, batch, canvas.height, canvas.width, class_ids, keep_cache) as cache:
         if isinstance(cache, SpanCache) and isinstance(canvas, SampledCanvas) and canvas.can_decide_pixels:
@@ -129,7 +162,7 @@ def sample_cached(model, canvas: Canvas, class_ids: torch.Tensor | None, keep_ca
         else:
             draw = partial(draw_pixels, cache, canvas, range(canvas.width))
         for row in range(canvas.height):
-            cache.start_row(row)
+            threads.start_row(cache, row)
             noise = canvas.free_noise(row)
             if noise is not None:
                 cache.row_noise.copy_(noise)
@@ -183,8 +216,10 @@ def decide_rest(cache: SpanCache, canvas: SampledCanvas, row: int, column: int) 
 
 def draw_cached(model, canvas: Canvas, class_ids: torch.Tensor | None):
     """[`sample_cached`] with the threads that pay."""
-    with num_threads(threads_that_pay(model, canvas.copies * len(canvas.levels))):
-        sample_cached(model, canvas, class_ids)
+    batch = canvas.copies * len(canvas.levels)
+    row_threads = threads_that_pay(model, batch * canvas.width)
+    with num_threads(threads_that_pay(model, batch)):
+        sample_cached(model, canvas, class_ids, row_threads=row_threads)
 
 
 def sample_fixed_point(model, canvas: SampledCanvas, class_ids: torch.Tensor | None) -> int:

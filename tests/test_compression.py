@@ -280,6 +280,20 @@ def test_a_machine_that_computes_other_numbers_is_noticed_at_the_first_row(model
     assert steps == list(range(9))  # one row of 8, and one pixel
 
 
+@pytest.mark.parametrize("off", [1e-3, 1.0])  # the payload is decoded to other images; it is not decoded
+def test_a_machine_that_computes_other_numbers_after_the_first_row_is_told_so(model, levels, off, monkeypatch):
+    data = compress(model, levels)
+    level_logits = codec.CodedCanvas.level_logits
+
+    def off_later(canvas, parameters, dimension):
+        logits = level_logits(canvas, parameters, dimension)
+        return logits if dimension < 9 else logits + off * torch.rand(5, generator=torch.Generator().manual_seed(dimension))
+
+    monkeypatch.setattr(codec.CodedCanvas, "level_logits", off_later)
+    with pytest.raises(CompressedStreamError, match="computes other probabilities here"):
+        decompress(model, data)
+
+
 def test_a_wrong_picture_is_never_returned(model, levels, monkeypatch):
     data = compress(model, levels)
     images = codec.CodedCanvas.images

@@ -4,6 +4,7 @@ import gc
 import itertools
 import threading
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from hf_pixelcnn import (
 from hf_pixelcnn.caching_causal_image import ForwardCache
 from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise
-from hf_pixelcnn.sampling_causal_image import FEATURES_PER_THREAD, threads_that_pay
+from hf_pixelcnn.sampling_causal_image import FEATURES_PER_THREAD, RowThreads, threads_that_pay
 
 pytestmark = pytest.mark.versions
 
@@ -640,14 +641,41 @@ def test_a_batch_gets_the_threads_that_pay(family, monkeypatch):
 @pytest.mark.usefixtures("two_threads")
 def test_a_seeded_sample_is_the_same_with_any_number_of_threads_in_float64(family, monkeypatch):
     model = build_model(family, image_size=[3, 4], hidden_size=64, head_hidden_size=64).double()
-    images, seen = [], []
-    for least in (FEATURES_PER_THREAD, 1):
+    cache_class, images, steps, rows = model.sampling_cache_class, [], [], []
+    start_row = cache_class.start_row
+    monkeypatch.setattr(
+        cache_class, "start_row", lambda cache, row: rows.append(torch.get_num_threads()) or start_row(cache, row)
+    )
+    for least in (FEATURES_PER_THREAD, 3 * 64 * 2, 1):  # one thread; two for a row of 4 pixels; two
         monkeypatch.setattr(sampling_causal_image, "FEATURES_PER_THREAD", least)
         images.append(
-            model.generate(num_images=3, generator=seeded(), streamer=lambda *_: seen.append(torch.get_num_threads()))
+            model.generate(num_images=3, generator=seeded(), streamer=lambda *_: steps.append(torch.get_num_threads()))
         )
-    assert seen == [1] * 3 + [2] * 3
-    assert torch.equal(*images)
+    assert steps == [1] * 6 + [2] * 3
+    assert rows == [1] * 5 + [2] * 4  # the first two rows have as many as a step
+    assert torch.equal(images[1], images[0])
+    assert torch.equal(images[2], images[0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.5, [1, 1, 2, 2, 2, 2, 2]), (1.4, [1, 1, 2, 2, 2, 1, 1]), (9.0, [1, 1, 2, 1, 1, 1, 1])]
+)
+@pytest.mark.usefixtures("two_threads")
+def test_rows_begin_with_more_threads_as_long_as_these_do_not_lose_a_row(seconds, expected, monkeypatch):
+    clock, found = [0.0], []
+
+    class Cache:
+        def start_row(self, row):
+            found.append(torch.get_num_threads())
+            clock[0] += 1.0 if found[-1] == 1 else seconds
+
+    monkeypatch.setattr(sampling_causal_image, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    torch.set_num_threads(1)
+    threads = RowThreads(2)
+    for row in range(7):
+        threads.start_row(Cache(), row)
+    assert found == expected
+    assert torch.get_num_threads() == 1
 
 
 def test_threads_that_draw_at_once_keep_their_own_numbers(monkeypatch):
