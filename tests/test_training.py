@@ -39,6 +39,7 @@ from hf_pixelcnn.training import (
     PixelCNNTrainer,
     PixelCNNTrainingArguments,
     last_checkpoint,
+    records,
 )
 
 pytestmark = [pytest.mark.versions, pytest.mark.slow]
@@ -264,6 +265,18 @@ def test_evaluation_scores_each_image_once_whatever_the_batch_size(tmp_path, mon
     assert metrics["eval_loss"] == pytest.approx(nats / pixel_values.numel(), rel=tolerance)
     assert metrics["eval_bits_per_dim"] == pytest.approx(nats / pixel_values.numel() / math.log(2), rel=tolerance)
     assert metrics["eval_nats_per_image"] == pytest.approx(nats / 7, rel=tolerance)
+
+
+@pytest.mark.parametrize(("bfloat16", "is_fast"), [(0.5, True), (2.0, False)])
+def test_bfloat16_is_used_on_a_cpu_only_where_it_is_no_slower(tmp_path, bfloat16, is_fast, monkeypatch):
+    seconds = {torch.bfloat16: bfloat16, torch.float32: 1.0}
+    monkeypatch.setattr(records, "seconds_of_product", seconds.get)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    arguments = PixelCNNTrainingArguments(tmp_path, bf16=True, use_cpu=True)
+    assert arguments.bf16 is records.has_fast_bfloat16("cpu") is is_fast
+    assert records.has_fast_bfloat16("cuda")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not records.has_fast_bfloat16("cpu")
 
 
 def test_four_images_are_learnt_by_heart(tmp_path):

@@ -1,10 +1,12 @@
 """Facts about a run that belong next to its results."""
 
 import ctypes
+import functools
 import platform
 import shlex
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -44,9 +46,27 @@ def keep_freed_memory():
         libc.mallopt(top_pad, 256 * 2**20)
 
 
+@functools.cache
+def seconds_of_product(dtype: torch.dtype) -> float:
+    """The least time that the CPU takes for a matrix product, of a few."""
+    a, seconds = torch.ones(512, 512, dtype=dtype), []
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Whether bfloat16 products are worth using: a CPU without instructions for them is some 100 times slower."""
-    return torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """
+    Whether bfloat16 products are worth using. A CPU without instructions for them takes some 100 times as long as in
+    float32, and there are virtual ones that have such instructions and take twice as long.
+    """
+    if torch.device(device).type != "cpu":
+        return True
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return seconds_of_product(torch.bfloat16) < 1.3 * seconds_of_product(torch.float32)
 
 
 def public_words(words: list[str]) -> list[str]:

@@ -99,7 +99,7 @@ class PixelCNNTrainingArguments(TrainingArguments):
         check_seed(self.seed)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else `bf16` is refused on a CPU
         if self.bf16 and self.use_cpu and not has_fast_bfloat16("cpu"):
-            logger.warning("This CPU has no instructions for bfloat16: training in float32 instead.")
+            logger.warning("This CPU is slower in bfloat16: training in float32 instead.")
             self.bf16 = False
         self._check_names()
         super().__post_init__()
