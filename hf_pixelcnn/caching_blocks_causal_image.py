@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from .caching_causal_image import SpanCache
+from .caching_spans_causal_image import SpanCache
 
 Span = Callable[[int, int], torch.Tensor]  # gives the features of the columns from one to another, see `columns`
 

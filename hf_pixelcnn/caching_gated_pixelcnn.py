@@ -3,7 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from .caching_causal_image import ALL, MaskedConvSpanCache, group_rows, pointwise_matrix
+from .caching_causal_image import ALL
+from .caching_spans_causal_image import MaskedConvSpanCache
+from .weights_causal_image import group_rows, pointwise_matrix
 
 
 class GatedPixelCNNCache(MaskedConvSpanCache):

@@ -2,7 +2,8 @@
 
 import torch
 
-from .caching_causal_image import MaskedConvSpanCache, pointwise_matrix
+from .caching_spans_causal_image import MaskedConvSpanCache
+from .weights_causal_image import pointwise_matrix
 
 
 class PixelCNNCache(MaskedConvSpanCache):

@@ -8,15 +8,9 @@ other, which is most of what drawing them costs.
 import torch
 import torch.nn.functional as F
 
-from .caching_causal_image import (
-    MaskedConvCache,
-    group_rows,
-    pointwise_matrix,
-    pointwise_weights,
-    row_weights,
-    stack_layers,
-)
+from .caching_causal_image import MaskedConvCache
 from .recurrence_pixelrnn import tap_matrices
+from .weights_causal_image import group_rows, pointwise_matrix, pointwise_weights, row_weights, stack_layers
 
 
 class PixelRNNCache(MaskedConvCache):

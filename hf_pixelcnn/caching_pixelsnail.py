@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from .caching_blocks_causal_image import CornerBlock, GatedBlockCache, columns
-from .caching_causal_image import pointwise_matrix
+from .weights_causal_image import pointwise_matrix
 
 CAPTURED_PHASES = 4  # lengths of attention per image where steps are captured: each is recorded once
 ALL_LAYERS = slice(None)

@@ -52,7 +52,7 @@ MAX_DIMS = 2**24  # 21,399 images of 28×28, 5,461 of 3×32×32, or one of 3×20
 COST_SLACK_BITS = 64  # what the coder may leave in its state
 # Why an undamaged stream, the first probabilities of which came out the same, may still not be decoded.
 AFTER_PROBE = (
-    "the model computes other probabilities here, as on another processor of the same kind, or no encoder made the stream."
+    "the model computes other probabilities here (another processor of the same kind?), or no encoder made it."
 )
 
 
@@ -276,7 +276,8 @@ class LevelReader(LevelCoder):
         try:
             return self.decoder.decode(self.frequencies, probabilities)
         except (AssertionError, ValueError) as error:  # how `constriction` refuses words, and NaN
-            raise CompressedStreamError(f"The payload of the stream cannot be decoded ({error}): {AFTER_PROBE}") from error
+            why = f"The payload of the stream cannot be decoded ({error}): {AFTER_PROBE}"
+            raise CompressedStreamError(why) from error
 
     def levels(self, images: slice, dimension: int, probabilities: np.ndarray) -> np.ndarray:
         levels = self.read(probabilities)

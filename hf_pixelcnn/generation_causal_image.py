@@ -21,7 +21,6 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .caching_causal_image import device_of
 from .canvas_causal_image import DrawRequest, Given, SampledCanvas, bytes_to_draw, checked_processor, draw_noise
 from .checks_causal_image import (
     check_count,
@@ -36,6 +35,7 @@ from .configuration_causal_image import CausalImageModelingConfig, as_height_and
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, levels_from_noise
 from .sampling_causal_image import SAMPLERS, sampling_state
+from .weights_causal_image import device_of
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 

@@ -26,13 +26,14 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .adapters_causal_image import AdaptedConv2d, watch_peft
-from .caching_causal_image import ForwardCache, SamplingCache, classes_by_name
+from .caching_causal_image import ForwardCache, SamplingCache
 from .checks_causal_image import check_asked_of_classes, check_class_ids, check_levels, evaluation_mode, some_of
 from .configuration_causal_image import CausalImageModelingConfig
 from .generation_causal_image import CausalImageGenerationMixin
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, at_least_float32, distribution_of
 from .masking_causal_image import CausalConv2d, MaskedConv2d
+from .weights_causal_image import classes_by_name
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 

@@ -17,9 +17,11 @@ from functools import partial
 
 import torch
 
-from .caching_causal_image import ForwardCache, SamplingCache, SpanCache, device_of, sampling_cache
+from .caching_causal_image import ForwardCache, SamplingCache, sampling_cache
+from .caching_spans_causal_image import SpanCache
 from .canvas_causal_image import Canvas, SampledCanvas
 from .checks_causal_image import evaluation_mode
+from .weights_causal_image import device_of
 
 # Pixels × features of a thread: so many that a second thread has something to save in the products of a step even where
 # the cores have other work.

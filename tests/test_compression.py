@@ -286,8 +286,8 @@ def test_a_machine_that_computes_other_numbers_after_the_first_row_is_told_so(mo
     level_logits = codec.CodedCanvas.level_logits
 
     def off_later(canvas, parameters, dimension):
-        logits = level_logits(canvas, parameters, dimension)
-        return logits if dimension < 9 else logits + off * torch.rand(5, generator=torch.Generator().manual_seed(dimension))
+        logits, noise = level_logits(canvas, parameters, dimension), torch.Generator().manual_seed(dimension)
+        return logits if dimension < 9 else logits + off * torch.rand(5, generator=noise)
 
     monkeypatch.setattr(codec.CodedCanvas, "level_logits", off_later)
     with pytest.raises(CompressedStreamError, match="computes other probabilities here"):

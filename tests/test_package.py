@@ -33,7 +33,7 @@ LAYERS = (
         "generation_config",
     ),
     ("recurrence",),
-    ("adapters",),
+    ("adapters", "weights"),
     ("caching", "canvas", "sampling", "generation"),
     ("modeling", "blocks", "classification"),
     ("image_processing", "pipeline", "preview", "receptive_field", "compression"),

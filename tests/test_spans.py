@@ -6,7 +6,7 @@ from conftest import FAMILIES, VARIANTS, build_model, conditions, for_each, rand
 from test_sampling import RecordedOperations
 
 from hf_pixelcnn import caching_causal_image, sampling_causal_image
-from hf_pixelcnn.caching_causal_image import SpanCache
+from hf_pixelcnn.caching_spans_causal_image import SpanCache
 from hf_pixelcnn.sampling_causal_image import PassBudget
 
 WITH_SPANS = [
