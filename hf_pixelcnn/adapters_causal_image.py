@@ -6,6 +6,10 @@ crop, mask and weight normalisation. Here it changes the parameter instead: the 
 crops, masks and normalises as it does `W`. So nothing of the future is seen, and all that reads the layer's visible
 weight (the sampling caches, the codec) follows.
 
+`get_peft_model`, and `add_adapter` and `load_adapter` of transformers, do the same. For classes of one's own
+`modules_to_save=["class_embedding"]` trains the table of classes, too. Whatever would act beside the mask is refused:
+dropout, variants such as DoRA, LoRA on other layers, and other methods of `peft`.
+
 `peft` has a mapping for layers of one's own (`LoraConfig._register_custom_module`), but asks no model before it wraps
 layers. So [`watch_peft`], as soon as `peft` first looks at one of our models, puts [`prepare`] before
 `BaseTuner.inject_adapter`, by which all its methods come to a model. Other models pass as before. `peft` stays

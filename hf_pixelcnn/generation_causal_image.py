@@ -141,10 +141,10 @@ class CausalImageGenerationMixin(torch.nn.Module):
             pixel_values (integer `torch.Tensor` of shape `(batch, channels, height, width)`, *optional*):
                 Images given in part; needs `known_mask`. A batch of one expands to `num_images`.
             known_mask (bool tensor or array, broadcastable to `pixel_values`, or a picture, *optional*):
-                True, or at least half white, where a level is given and kept; values elsewhere are ignored. Exact
-                conditioning when all given dimensions precede all free ones in raster order; otherwise a free dimension
-                is drawn given its past alone, whatever is given after it; `num_resamples` then draws several
-                completions and keeps a good one.
+                True, or at least half white, where a level is given and kept (the other way round than `mask_image` of
+                diffusers); values elsewhere are ignored. Exact conditioning when all given dimensions precede all free
+                ones in raster order; otherwise a free dimension is drawn given its past alone, whatever is given after
+                it; `num_resamples` then draws several completions and keeps a good one.
             class_ids (`torch.LongTensor` of shape `(batch,)`, a list, an `int` or a `str`, *optional*):
                 Classes for a conditional model, by id or by name; -1 for none. One class expands to `num_images`.
             num_images (`int`, *optional*):

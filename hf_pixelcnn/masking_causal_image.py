@@ -49,6 +49,14 @@ def causal_mask(
         centre (`int`): Column of the predicted pixel.
         mask_type (`str`): `"A"`: a feature does not see its own channel of that pixel. `"B"`: it does.
 
+    Of one channel, with the rows below the predicted pixel, which a kernel here does not have:
+
+        5×5, type A  1 1 1 1 1      3×3, type B  1 1 1
+                     1 1 1 1 1                   1 1 0
+                     1 1 0 0 0                   0 0 0
+                     0 0 0 0 0
+                     0 0 0 0 0
+
     Returns:
         `torch.BoolTensor` of shape `(out_features, in_features, rows, columns)`, True where the kernel may look.
     """

@@ -548,6 +548,10 @@ class CausalImageBackbone(CausalImagePreTrainedModel):
         r"""
         Levels `(batch, channels, height, width)` to features `(batch, hidden_size, height, width)`.
 
+        Features of pictures: `pipeline("image-feature-extraction", model=network, image_processor=folder)`, with a
+        network of this class such as `GatedPixelCNNModel.from_pretrained(folder)`. Of `model=folder` alone that
+        pipeline would load what `AutoModel` is, the model with its head, which gives logits or asks for classes.
+
         Args:
             pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Integer levels.
             class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):

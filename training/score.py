@@ -4,9 +4,9 @@ Score a model on a whole split: bits per dimension, nats per dimension and nats 
     python training/score.py --model runs/mnist_pixelcnn --dataset ylecun/mnist --split test --output results.json
 
 `--model` is a folder or an id on the Hub; its own image processor makes the levels. A class of the data set is the one
-of the model that has the same name, or the same number where either has no names. With stochastic binarisation the draw
-of each image depends only on `--seed` and its place in the split, and `--num_binarizations 10` scores ten draws: their
-mean, and the standard deviation between them.
+of the model that has the same name, or the same number where either has no names; a name that the model lacks is an
+error. With stochastic binarisation the draw of each image depends only on `--seed` and its place in the split, and
+`--num_binarizations 10` scores ten draws: their mean, and the standard deviation between them.
 
     --per_class true          a table of the scores of each class of the data set
     --heat_map surprise.png   images from the least to the most surprising one, and where they are surprising

@@ -3,9 +3,15 @@ Train an image model on a data set from the Hub or a local folder.
 
     python training/train.py --config training/configs/mnist_pixelcnn_binary.yaml --output_dir runs/mnist_pixelcnn
 
-A recipe holds values for any of the arguments (`--help`); the command line overrides them. With two processes:
+A data set has a column of images, or of integer arrays of two axes, `(height, width)`, such as codes. A recipe holds
+values for any of the arguments (`--help`); the command line overrides them. With two processes:
 
     torchrun --nproc_per_node 2 training/train.py --config ... --output_dir ...
+
+`--model_name_or_path` starts with a saved model. Classes are matched by their names: images of some of its classes are
+fine, a name that it lacks is an error, unless `--class_conditional true` puts the data set's classes in place of the
+model's. `--image_size 24 32` changes its size. The script says which weights start anew, and scores the model before
+the first step.
 
 With `--generative_weight` a class-conditional model is trained as a classifier by Bayes' rule. It remains a model of
 images, and its likelihood is what is evaluated (`training/score.py --classify true` tells how well it classifies).

@@ -13,6 +13,8 @@ class DataCollatorForCausalImageModeling:
     Makes batches of levels whose labels are the levels themselves; a column of classes becomes `class_ids`.
 
     The default collator of transformers would pass a column of classes as `labels`, which here are levels to predict.
+    With `prediction_loss_only=True` no logits are gathered, which are large. Leave `label_smoothing_factor` of
+    `TrainingArguments` at 0: `Trainer` smooths outside of the model, in place of the likelihood.
 
     Args:
         class_column (`str`, *optional*): The column of classes of a conditional model, such as `"label"`; without it
