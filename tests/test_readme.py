@@ -52,7 +52,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.onnx
 def test_the_worked_examples_run_in_order(tmp_path, monkeypatch):
-    for folder in ("model_cards", "training"):
+    for folder in ("model_cards", "tests", "training"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     names = {}
