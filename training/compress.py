@@ -13,7 +13,8 @@ turned upright, as their EXIF orientation says; what a stream cannot hold, as fu
 Files and folders appear under their names when they are complete.
 
 `measure` compresses a split of a data set batch by batch and decompresses it again. It compares the size with the
-model's own bits per dimension, and the time with that of sampling as many images.
+model's own bits per dimension, and the time with that of sampling as many images. Classes of the data set are matched
+with those of the model by their names; a name that the model lacks is an error.
 """
 
 import math
