@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_pixelcnn import image_grid
 from hf_pixelcnn.sampling_causal_image import num_threads
-from hf_pixelcnn.training import add_captions
+from hf_pixelcnn.training.pictures import add_captions
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from test_conversion import port_state_dict
 
 from hf_pixelcnn import PixelCNNImageProcessor
 from hf_pixelcnn.compressed_stream import read_stream
-from hf_pixelcnn.training import held
+from hf_pixelcnn.training.files import held
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, ViTConfig, ViTForImageClassification, pipeline
 
 from hf_pixelcnn import PixelCNNImageProcessor
-from hf_pixelcnn.training import InputError, check_finite, load_classifier, load_config, load_model
+from hf_pixelcnn.training import InputError, load_classifier, load_model
+from hf_pixelcnn.training.saved_models import check_finite, load_config
 
 
 def rewrite_weights(folder, change):

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from hf_pixelcnn import PixelCNNImageProcessor, image_grid
-from hf_pixelcnn.training import draw_loss_curve, draw_samples, grid_of_classes, save_picture
+from hf_pixelcnn.training import draw_loss_curve, draw_samples, save_picture
+from hf_pixelcnn.training.pictures import grid_of_classes
 
 
 @pytest.fixture

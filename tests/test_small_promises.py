@@ -27,7 +27,8 @@ from hf_pixelcnn.caching_causal_image import SamplingCache
 from hf_pixelcnn.checks_causal_image import check_levels
 from hf_pixelcnn.compression import identity
 from hf_pixelcnn.modeling_causal_image import PixelEncoding
-from hf_pixelcnn.training import InputError, all_written_beside, load_model, write_json, written_beside
+from hf_pixelcnn.training import InputError, load_model
+from hf_pixelcnn.training.files import all_written_beside, write_json, written_beside
 from hf_pixelcnn.training.records import public_words
 from hf_pixelcnn.training.trainer import WeightAverage
 

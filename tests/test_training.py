@@ -41,6 +41,8 @@ from hf_pixelcnn.training import (
     last_checkpoint,
     records,
 )
+from hf_pixelcnn.training.data_sources import find_image_column
+from hf_pixelcnn.training.level_dataset import check_classes_of
 
 pytestmark = [pytest.mark.versions, pytest.mark.slow]
 
@@ -428,7 +430,7 @@ def test_an_image_processor_of_other_levels_is_refused():
 
 def test_a_column_of_codes_is_found_and_keeps_its_values(codes):
     rows = training.load_split(codes, "train[4:]")
-    assert training.find_image_column(rows.features) == ("grid", True)
+    assert find_image_column(rows.features) == ("grid", True)
     images = training.LevelDataset(rows, 300)
     assert len(images) == 12
     assert images[1]["pixel_values"].dtype == np.int32
@@ -830,14 +832,14 @@ def test_other_names_of_classes_pass_the_checks_of_the_config():
 def test_classes_that_the_model_lacks_are_noticed_before_training(tmp_path, digits_words):
     rows = training.load_split(DIGITS, "train[:20]", cache_dir=str(tmp_path))
     images = training.LevelDataset(rows, 2, PixelCNNImageProcessor(num_levels=2), with_classes=True)
-    training.check_classes_of(images, "train", 10)
+    check_classes_of(images, "train", 10)
     images.class_ids[3] = -1
-    training.check_classes_of(images, "train", 10)
+    check_classes_of(images, "train", 10)
     with pytest.raises(training.InputError, match="'train' has no class for 1 of 20 images; a classifier needs one"):
-        training.check_classes_of(images, "train", 10, least=0)
+        check_classes_of(images, "train", 10, least=0)
     images.class_ids[3] = 10
     with pytest.raises(training.InputError, match=r"'train' has classes from 0 to 10; .* 0 ... 9, or -1 for none"):
-        training.check_classes_of(images, "train", 10)
+        check_classes_of(images, "train", 10)
 
 
 def test_bad_input_is_answered_in_one_line(tmp_path, numbers, codes, shades, trained):

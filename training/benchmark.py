@@ -53,7 +53,9 @@ from transformers import AutoModel
 
 from hf_pixelcnn import GatedPixelCNNConfig, PixelCNNConfig, PixelCNNPPConfig, PixelRNNConfig, PixelSNAILConfig
 from hf_pixelcnn.canvas_causal_image import draw_noise
-from hf_pixelcnn.training import InputError, has_fast_bfloat16, keep_freed_memory, run_facts, write_json
+from hf_pixelcnn.training import InputError, run_facts
+from hf_pixelcnn.training.files import write_json
+from hf_pixelcnn.training.records import has_fast_bfloat16, keep_freed_memory
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 PUBLISHED = {path.parent.name: path.parent for path in sorted(CARDS.glob("*/config.json"))}

@@ -48,19 +48,16 @@ from hf_pixelcnn.pictures_causal_image import upright
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
-    check_new_folder,
-    choose_device,
     collate_levels,
-    folder_beside,
     load_model,
     load_split,
     nats_per_image,
-    read_class_ids,
-    readable_picture,
     run_facts,
-    write_json,
-    written_beside,
 )
+from hf_pixelcnn.training.data_sources import read_class_ids
+from hf_pixelcnn.training.files import check_new_folder, folder_beside, write_json, written_beside
+from hf_pixelcnn.training.pictures import readable_picture
+from hf_pixelcnn.training.saved_models import choose_device
 
 MAX_NAME_BYTES = 250  # file systems allow 255, with the new suffix
 

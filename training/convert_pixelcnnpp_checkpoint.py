@@ -25,7 +25,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 
 from hf_pixelcnn import PixelCNNImageProcessor, PixelCNNPPConfig, PixelCNNPPForCausalImageModeling
-from hf_pixelcnn.training import InputError, all_written_beside, check_finite, held, is_new_or_empty
+from hf_pixelcnn.training import InputError
+from hf_pixelcnn.training.files import all_written_beside, held, is_new_or_empty
+from hf_pixelcnn.training.saved_models import check_finite
 
 # Names of layers in the port (regular expressions) and in this package.
 LAYERS = {

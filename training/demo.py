@@ -31,15 +31,14 @@ from hf_pixelcnn.training import (
     LevelDataset,
     PixelCNNTrainer,
     PixelCNNTrainingArguments,
-    add_captions,
     collate_levels,
-    completion_grid,
-    held,
     load_model,
     load_split,
     nats_per_image,
     save_picture,
 )
+from hf_pixelcnn.training.files import held
+from hf_pixelcnn.training.pictures import add_captions, completion_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "tests" / "data" / "mnist_digits"

@@ -21,15 +21,9 @@ from tqdm.auto import tqdm
 
 from hf_pixelcnn.canvas_causal_image import bytes_to_draw
 from hf_pixelcnn.checks_causal_image import check_memory
-from hf_pixelcnn.training import (
-    InputError,
-    choose_device,
-    load_classifier,
-    load_model,
-    load_processor,
-    run_facts,
-    write_json,
-)
+from hf_pixelcnn.training import InputError, load_classifier, load_model, load_processor, run_facts
+from hf_pixelcnn.training.files import write_json
+from hf_pixelcnn.training.saved_models import choose_device
 
 
 @dataclass

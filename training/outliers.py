@@ -34,19 +34,11 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hf_pixelcnn.training import (
-    InputError,
-    LevelDataset,
-    choose_device,
-    collate_levels,
-    keep_freed_memory,
-    level_options,
-    load_model,
-    load_split,
-    run_facts,
-    split_nats,
-    write_json,
-)
+from hf_pixelcnn.training import InputError, LevelDataset, collate_levels, load_model, load_split, run_facts, split_nats
+from hf_pixelcnn.training.files import write_json
+from hf_pixelcnn.training.level_dataset import level_options
+from hf_pixelcnn.training.records import keep_freed_memory
+from hf_pixelcnn.training.saved_models import choose_device
 
 LOSSLESS = {
     "PNG": {"optimize": True},

@@ -42,7 +42,8 @@ from published_folder import (
 )
 from space_folder import check_space, foreign_in_space, not_of_a_space, write_space
 
-from hf_pixelcnn.training import InputError, held
+from hf_pixelcnn.training import InputError
+from hf_pixelcnn.training.files import held
 
 
 @contextlib.contextmanager

@@ -27,16 +27,11 @@ from transformers import PreTrainedModel
 
 import hf_pixelcnn
 from hf_pixelcnn import FAMILIES, PixelCNNImagePipeline
-from hf_pixelcnn.training import (
-    InputError,
-    check_finite,
-    draw_samples,
-    load_model,
-    model_card,
-    readable_picture,
-    write_json,
-)
+from hf_pixelcnn.training import InputError, draw_samples, load_model, model_card
 from hf_pixelcnn.training.cards import METRICS
+from hf_pixelcnn.training.files import write_json
+from hf_pixelcnn.training.pictures import readable_picture
+from hf_pixelcnn.training.saved_models import check_finite
 
 PROJECT = Path(__file__).resolve().parent.parent
 PRIVATE = re.compile(  # absolute paths, home and parent folders; tokens and passwords; credentials and users in URLs

@@ -20,7 +20,9 @@ if __name__ == "__main__":
     check_first(__file__, __doc__)  # before the imports that take seconds: a typo is answered at once
 
 from hf_pixelcnn import FAMILIES
-from hf_pixelcnn.training import InputError, check_picture_path, draw_receptive_fields, load_config
+from hf_pixelcnn.training import InputError, draw_receptive_fields
+from hf_pixelcnn.training.pictures import check_picture_path
+from hf_pixelcnn.training.saved_models import load_config
 
 
 @dataclass

@@ -43,23 +43,11 @@ from hf_pixelcnn.canvas_causal_image import bytes_to_draw, draw_noise
 from hf_pixelcnn.checks_causal_image import check_memory, mask_of
 from hf_pixelcnn.configuration_causal_image import as_height_and_width
 from hf_pixelcnn.pictures_causal_image import image_grid, images_of
-from hf_pixelcnn.training import (
-    InputError,
-    LevelDataset,
-    check_new_folder,
-    check_picture_path,
-    choose_device,
-    collate_levels,
-    completion_grid,
-    folder_beside,
-    grid_of_classes,
-    load_model,
-    load_split,
-    read_class_ids,
-    readable_picture,
-    save_picture,
-    written_beside,
-)
+from hf_pixelcnn.training import InputError, LevelDataset, collate_levels, load_model, load_split, save_picture
+from hf_pixelcnn.training.data_sources import read_class_ids
+from hf_pixelcnn.training.files import check_new_folder, folder_beside, written_beside
+from hf_pixelcnn.training.pictures import check_picture_path, completion_grid, grid_of_classes, readable_picture
+from hf_pixelcnn.training.saved_models import choose_device
 
 
 @dataclass

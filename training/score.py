@@ -28,27 +28,25 @@ from hf_pixelcnn.pictures_causal_image import images_of
 from hf_pixelcnn.training import (
     InputError,
     LevelDataset,
-    check_classes_of,
-    check_picture_path,
-    choose_device,
     class_names,
     class_probabilities,
     classification_metrics,
     collate_levels,
     draw_heat_maps,
-    find_class_column,
-    keep_freed_memory,
     load_classifier,
     load_model,
     load_split,
-    metrics_of,
-    mixed_choice,
-    names_in,
     run_facts,
     score_by_class,
     split_nats,
-    write_json,
 )
+from hf_pixelcnn.training.data_sources import find_class_column, names_in
+from hf_pixelcnn.training.files import write_json
+from hf_pixelcnn.training.level_dataset import check_classes_of
+from hf_pixelcnn.training.pictures import check_picture_path, mixed_choice
+from hf_pixelcnn.training.records import keep_freed_memory
+from hf_pixelcnn.training.saved_models import choose_device
+from hf_pixelcnn.training.scoring import metrics_of
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -59,36 +59,32 @@ from hf_pixelcnn.training import (
     LevelStream,
     PixelCNNTrainer,
     PixelCNNTrainingArguments,
-    check_classes_of,
-    check_whole,
     class_names,
-    class_numbers,
     collate_classes,
     collate_levels,
     draw_loss_curve,
     draw_samples,
-    find_class_column,
-    find_image_column,
-    first_image,
-    held,
-    is_finished,
-    keep_freed_memory,
     last_checkpoint,
-    level_options,
     load_classifier,
     load_model,
     load_processor,
     load_split,
+    run_facts,
+    score,
+)
+from hf_pixelcnn.training.checkpoints import check_whole, is_finished, state_of
+from hf_pixelcnn.training.data_sources import (
+    class_numbers,
+    find_class_column,
+    find_image_column,
     names_in,
     num_channels_of,
-    run_facts,
-    say_epochs,
-    score,
-    state_of,
     stored,
-    write_json,
-    write_text,
 )
+from hf_pixelcnn.training.files import held, write_json, write_text
+from hf_pixelcnn.training.level_dataset import check_classes_of, first_image, level_options
+from hf_pixelcnn.training.progress import say_epochs
+from hf_pixelcnn.training.records import keep_freed_memory
 from hf_pixelcnn.training.trainer import time_spent
 
 INIT_IMAGES = 64  # to which weight-normalised layers are fitted before training

@@ -142,7 +142,10 @@ class _Levels:
         rows (`datasets.Dataset` or `datasets.IterableDataset`): One split, see [`load_split`].
         num_levels (`int`): Levels of the model.
         processor ([`PixelCNNImageProcessor`], *optional*): Makes levels of images; not needed for codes.
-        image_column, class_column (`str`, *optional*): See [`find_image_column`] and [`find_class_column`].
+        image_column (`str`, *optional*): The column to model, of images or of 2-D arrays of integers (codes); needed
+            unless only one has images, or none has and only one has codes.
+        class_column (`str`, *optional*): The column of classes, `ClassLabel` or integers; needed unless only one is a
+            `ClassLabel`.
         with_classes (`bool`): Whether items have `class_ids`.
         id2label (`dict[int, str]`, *optional*): Names of the classes of the model, `config.id2label`. Where the data
             set has names too, `class_ids` are the model's for the same names; else they are the data set's numbers.

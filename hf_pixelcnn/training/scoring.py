@@ -91,8 +91,8 @@ def score_by_class(nats: torch.Tensor, class_ids: np.ndarray, names: Sequence[st
         num_dims (`int`): Dimensions of one image.
 
     Returns:
-        `list[dict]`: `class`, `num_images` and the metrics of [`metrics_of`], for each class that occurs; last the
-        images of no class, if there are any.
+        `list[dict]`: `class`, `num_images`, `bits_per_dim`, `nats_per_dim` and `nats_per_image`, for each class that
+        occurs; last the images of no class, if there are any.
     """
     rows = []
     for class_id, name in [*enumerate(names), (-1, "no class")]:
