@@ -7,8 +7,6 @@ import torch
 from conftest import VARIANTS, WITH_CHANNEL_GROUPS, build_model, for_each, random_inputs
 from families import facts
 
-pytestmark = pytest.mark.versions
-
 
 def encoded_inputs(model, inputs, non_negative=False):
     """Make the model read a leaf tensor in place of its encoded pixels: `(batch, channels * features, h, w)`."""

@@ -8,8 +8,6 @@ from conftest import KINDS, build_model, for_each, random_inputs, seeded
 from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise, log_one_minus_exp
 
-pytestmark = pytest.mark.versions
-
 DISTRIBUTIONS = [
     BernoulliOutput(3, 2),
     CategoricalOutput(3, 2),
@@ -229,6 +227,7 @@ def test_bfloat16_parameters_are_scored_in_float32(family):
     assert model.log_prob(**inputs).dtype == torch.float32
 
 
+@pytest.mark.versions
 @for_each("kind", KINDS)
 def test_loss_is_mean_nats_per_dimension_of_log_prob(family, kind):
     model = build_model(family, **kind).double()

@@ -6,8 +6,6 @@ import torch
 from conftest import FAMILIES, KINDS, build_model, for_each, random_inputs
 from families import facts
 
-pytestmark = pytest.mark.versions
-
 
 def loss_and_gradients(model, inputs):
     model.zero_grad()
@@ -16,6 +14,7 @@ def loss_and_gradients(model, inputs):
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.versions
 @for_each("kind", KINDS)
 def test_shapes_of_logits_and_hidden_states(family, kind):
     model = build_model(family, **kind)
@@ -45,6 +44,7 @@ def test_shapes_of_logits_and_hidden_states(family, kind):
     assert torch.equal(logits, output.logits)
 
 
+@pytest.mark.versions
 def test_codes_may_have_16384_levels(family):
     model = build_model(family, num_levels=16_384, input_encoding="embedding")
     pixel_values = torch.tensor([0, 16_383]).view(1, 1, 1, 2)
@@ -89,6 +89,7 @@ def test_grey_gated_pixelcnn_has_no_masks_at_all():
     assert names == []
 
 
+@pytest.mark.versions
 def test_class_ids_change_the_logits_and_minus_one_adds_nothing(family):
     model = build_model(family, num_classes=3)
     pixel_values = random_inputs(model, batch=4)["pixel_values"][:1].expand(4, -1, -1, -1)
@@ -101,6 +102,7 @@ def test_class_ids_change_the_logits_and_minus_one_adds_nothing(family):
     torch.testing.assert_close(logits[3], unconditional)
 
 
+@pytest.mark.versions
 def test_initial_activations_have_the_variance_of_the_image(family):
     torch.manual_seed(0)
     record = FAMILIES[family]
@@ -114,6 +116,7 @@ def test_initial_activations_have_the_variance_of_the_image(family):
     assert loss.item() == pytest.approx(math.log(256), rel=facts(family).INITIAL_LOSS)
 
 
+@pytest.mark.versions
 @for_each("kind", KINDS)
 def test_every_parameter_is_used_and_learns(family, kind):
     model = build_model(family, **kind).train()
@@ -122,6 +125,7 @@ def test_every_parameter_is_used_and_learns(family, kind):
     assert not [name for name, gradient in gradients.items() if not gradient.any()]
 
 
+@pytest.mark.versions
 def test_gradient_checkpointing_changes_nothing(family):
     model = build_model(family, num_classes=3).double().train()
     inputs = random_inputs(model)
@@ -145,6 +149,7 @@ def test_channels_last_changes_nothing(family):
     assert model.generate(num_images=2).shape == (2, 3, 5, 6)
 
 
+@pytest.mark.versions
 @for_each("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_to_single(family, dtype):
     model = build_model(family, num_levels=8)
@@ -155,6 +160,7 @@ def test_half_precision_is_close_to_single(family, dtype):
         torch.testing.assert_close(model.float().log_prob(**inputs), single, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.versions
 @pytest.mark.slow
 def test_one_full_graph_compiles_for_training_and_evaluation(family):
     model = build_model(family, num_channels=3, num_levels=4, num_classes=3)
@@ -195,6 +201,7 @@ def test_export_gives_the_same_logits_at_other_sizes(family):
     assert torch.equal(again(**other).logits, program.module()(**other).logits)
 
 
+@pytest.mark.versions
 def test_wrong_shapes_and_dtypes_are_noticed_by_compiled_code_too(family):
     model = torch.compile(build_model(family), backend="eager")
     levels = torch.zeros(2, 1, 5, 6, dtype=torch.long)
@@ -206,6 +213,7 @@ def test_wrong_shapes_and_dtypes_are_noticed_by_compiled_code_too(family):
         model(levels, class_ids=torch.tensor([0, 0]))
 
 
+@pytest.mark.versions
 def test_a_model_that_returns_tuples_still_scores_and_samples(family):
     model = build_model(family, return_dict=False)
     inputs = random_inputs(model)
@@ -216,6 +224,7 @@ def test_a_model_that_returns_tuples_still_scores_and_samples(family):
         assert model.generate(sampler=sampler).shape == (1, 1, 5, 6)
 
 
+@pytest.mark.versions
 @for_each("encoding", ["scaled", "embedding"])
 def test_levels_may_have_any_integer_dtype(family, encoding):
     model = build_model(family, input_encoding=encoding)
@@ -229,6 +238,7 @@ def test_levels_may_have_any_integer_dtype(family, encoding):
         assert torch.equal(model.generate(pixel_values=typed, known_mask=mask), levels)
 
 
+@pytest.mark.versions
 def test_uint8_labels_that_trainer_would_miscount_are_refused():
     model = build_model("pixelcnn", num_levels=256)
     levels = torch.full((1, 1, 5, 6), 156, dtype=torch.uint8)
@@ -237,6 +247,7 @@ def test_uint8_labels_that_trainer_would_miscount_are_refused():
         model(levels, labels=levels, num_items_in_batch=30)
 
 
+@pytest.mark.versions
 def test_a_batch_without_labels_has_loss_zero(family):
     model = build_model(family)
     levels = random_inputs(model)["pixel_values"]

@@ -39,8 +39,6 @@ from hf_pixelcnn.canvas_causal_image import draw_noise
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise
 from hf_pixelcnn.sampling_causal_image import FEATURES_PER_THREAD, RowThreads, threads_that_pay
 
-pytestmark = pytest.mark.versions
-
 
 @for_each("variant", VARIANTS)
 def test_all_samplers_draw_the_same_images_in_float64(family, variant):
@@ -77,6 +75,7 @@ def test_all_samplers_agree_at_the_edges_of_the_configuration(family, config):
     assert all(torch.equal(naive, images) for images in others)
 
 
+@pytest.mark.versions
 def test_all_samplers_agree_at_another_image_size(family):
     model = build_model(family).double()
     naive, *others = [
@@ -485,6 +484,7 @@ def test_completions_are_the_same_for_all_samplers_and_for_one_image_expanded(fa
         assert torch.equal(model.generate(pixel_values=given, known_mask=mask, generator=seeded(2)), alone)
 
 
+@pytest.mark.versions
 def test_settings_change_the_image_in_the_same_way_for_all_samplers(family):
     cases = [
         {"temperature": 0.5},
@@ -502,6 +502,7 @@ def test_settings_change_the_image_in_the_same_way_for_all_samplers(family):
         assert not torch.equal(images[0], model.generate(num_images=3, generator=seeded()))
 
 
+@pytest.mark.versions
 def test_top_k_leaves_k_levels_and_modes_are_modes():
     model = build_model("pixelcnn", num_levels=6)
     output = model.generate(num_images=2, top_k=2, output_scores=True, return_dict_in_generate=True)
@@ -511,6 +512,7 @@ def test_top_k_leaves_k_levels_and_modes_are_modes():
     assert levels.tolist() == [score.argmax(-1).item() for score in output.scores]
 
 
+@pytest.mark.versions
 def test_user_processors_see_the_earlier_levels_in_raster_order(family):
     class Recorder(LogitsProcessor):
         def __init__(self):
@@ -531,6 +533,7 @@ def test_user_processors_see_the_earlier_levels_in_raster_order(family):
         assert all(torch.equal(seen, raster[:, : seen.shape[1]]) for seen in recorder.seen)
 
 
+@pytest.mark.versions
 def test_generation_settings_are_saved_loaded_and_overridden(family, tmp_path):
     model = build_model(family, num_levels=6)
     assert model.generation_config.to_dict().items() >= {"do_sample": True, "temperature": 1.0, "top_k": 0}.items()
@@ -549,6 +552,7 @@ def test_generation_settings_are_saved_loaded_and_overridden(family, tmp_path):
     assert torch.equal(loaded.generate(num_images=3, generator=seeded(), generation_config=own), true_sample)
 
 
+@pytest.mark.versions
 def test_sampling_switches_dropout_off_and_leaves_the_mode_alone(family):
     model = build_model(family, dropout=0.5).double().train()
     images = [model.generate(num_images=2, generator=seeded(), sampler=s) for s in ("naive", "cached")]
@@ -561,6 +565,7 @@ def test_sampling_switches_dropout_off_and_leaves_the_mode_alone(family):
     assert torch.equal(images[0], model.eval().generate(num_images=2, generator=seeded()))
 
 
+@pytest.mark.versions
 def test_drawn_levels_can_be_trained_on(family):
     model = build_model(family, input_encoding="embedding")
     levels = model.generate(num_images=2)
@@ -568,6 +573,7 @@ def test_drawn_levels_can_be_trained_on(family):
     assert model.model.encoding.embedding.weight.grad.any()
 
 
+@pytest.mark.versions
 def test_use_cache_false_means_naive_and_autocast_changes_nothing():
     model = build_model("gated_pixelcnn")
     calls = []
@@ -578,6 +584,7 @@ def test_use_cache_false_means_naive_and_autocast_changes_nothing():
         assert torch.equal(images, model.generate(num_images=2, generator=seeded()))
 
 
+@pytest.mark.versions
 def test_a_progress_bar_counts_rows(capsys):
     model = build_model("pixelcnn")
     model.generate(show_progress=True)
