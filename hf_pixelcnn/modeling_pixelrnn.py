@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .caching_pixelrnn import PixelRNNCache
+from .caching_pixelrnn import CACHES, DiagonalBiLSTMCache
 from .classification_causal_image import ImageClassification
 from .configuration_pixelrnn import PixelRNNConfig
 from .masking_causal_image import HorizontalConv2d, MaskedConv2d
@@ -148,7 +148,11 @@ class PixelRNNForCausalImageModeling(CausalImageModeling, PixelRNNPreTrainedMode
     """PixelRNN with an output distribution: exact likelihood, and `generate`."""
 
     backbone_class = PixelRNNModel
-    sampling_cache_class = PixelRNNCache
+    sampling_cache_class = DiagonalBiLSTMCache
+
+    def __init__(self, config: PixelRNNConfig):
+        super().__init__(config)
+        self.sampling_cache_class = CACHES[config.recurrence]
 
 
 class PixelRNNForImageClassification(ImageClassification, PixelRNNPreTrainedModel):

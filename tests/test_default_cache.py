@@ -13,7 +13,7 @@ def test_forward_passes_draw_the_images_of_the_fast_cache(family, kind, monkeypa
     scored = {**conditions(model, 2), "output_scores": True, "return_dict_in_generate": True}
     fast = model.generate(num_images=2, generator=seeded(), **scored)
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "sampling_cache_class", ForwardCache)
+        patch.setattr(model, "sampling_cache_class", ForwardCache)
         slow = model.generate(num_images=2, generator=seeded(), **scored)
         drawn = model.generate(num_images=2, generator=seeded(), **conditions(model, 2))
     for scores, expected in zip(slow.scores, fast.scores, strict=True):
@@ -24,7 +24,7 @@ def test_forward_passes_draw_the_images_of_the_fast_cache(family, kind, monkeypa
 
 def test_forward_passes_run_on_the_rows_that_are_seen_only(monkeypatch):
     model = build_model("pixelcnn", image_size=[12, 3], num_hidden_layers=1, first_kernel_size=3)
-    monkeypatch.setattr(type(model), "sampling_cache_class", ForwardCache)
+    monkeypatch.setattr(model, "sampling_cache_class", ForwardCache)
     rows = []
     model.model.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[2]))
     model.generate()

@@ -131,8 +131,6 @@ def test_shell_blocks_name_targets_scripts_and_options_that_exist():
         program, *words = command.split()
         if program == "make":
             assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words), command
-        elif program == "python" and words[0] == "-m":
-            assert words[1] == "pdoc", command
         elif program == "python":
             options = {option for option in words if option.startswith("--")} - {"--config"}
             assert options <= options_of(Path(words[0]).stem), command

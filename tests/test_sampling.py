@@ -641,7 +641,7 @@ def test_a_batch_gets_the_threads_that_pay(family, monkeypatch):
     monkeypatch.setattr(sampling_causal_image, "device_of", lambda model: torch.device("cuda"))
     assert threads_that_pay(model, 1) == 2
     monkeypatch.undo()
-    monkeypatch.setattr(type(model), "sampling_cache_class", ForwardCache)  # its operations are those of a forward
+    monkeypatch.setattr(model, "sampling_cache_class", ForwardCache)  # its operations are those of a forward
     assert threads_that_pay(model, 1) == 2
 
 

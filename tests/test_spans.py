@@ -9,9 +9,12 @@ from hf_pixelcnn import caching_causal_image, sampling_causal_image
 from hf_pixelcnn.caching_spans_causal_image import SpanCache
 from hf_pixelcnn.sampling_causal_image import PassBudget
 
-WITH_SPANS = [
-    name for name, record in FAMILIES.items() if issubclass(record.causal_class.sampling_cache_class, SpanCache)
-]
+WITH_SPANS = {
+    name: (name, {})
+    for name, record in FAMILIES.items()
+    if issubclass(record.causal_class.sampling_cache_class, SpanCache)
+}
+WITH_SPANS["row_lstm"] = "pixelrnn", {"recurrence": "row_lstm"}
 SETTINGS = [{}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.7, "min_p": 0.05}, {"do_sample": False}]
 
 
@@ -40,6 +43,11 @@ def planned(monkeypatch):
     return plan
 
 
+def model_with_spans(name, **config):
+    family, settings = WITH_SPANS[name]
+    return build_model(family, **settings, **config)
+
+
 def requests(model):
     """What can be asked of a model, as arguments of `generate`."""
     yield from ({"num_images": 3, **conditions(model, 3), **settings} for settings in SETTINGS)
@@ -56,7 +64,7 @@ def requests(model):
 @pytest.mark.parametrize("family", WITH_SPANS)
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_spans_draw_the_images_of_the_naive_sampler(family, variant, planned):
-    model = build_model(family, **variant, image_size=[3, 10]).double()
+    model = model_with_spans(family, **variant, image_size=[3, 10]).double()
     for number, request in enumerate(requests(model)):
         counts = planned(10)
         expected = model.generate(**request, generator=seeded(1))  # pixel by pixel
@@ -81,7 +89,7 @@ def test_spans_at_the_edges_of_the_configuration(family, planned):
         {"image_size": [1, 9]},
         {"image_size": [7, 1], "num_channels": 3},
     ]:
-        model = build_model(family, **config).double()
+        model = model_with_spans(family, **config).double()
         for batch in (1, 2):
             request = {"num_images": batch, **conditions(model, batch)}
             naive, cached = (model.generate(**request, generator=seeded(), sampler=s) for s in ("naive", "cached"))
@@ -91,7 +99,7 @@ def test_spans_at_the_edges_of_the_configuration(family, planned):
 @pytest.mark.parametrize("family", WITH_SPANS)
 @for_each("variant", VARIANTS)
 def test_a_span_gives_the_parameters_of_the_forward_pass(family, variant):
-    model = build_model(family, **variant, image_size=[3, 9]).double()
+    model = model_with_spans(family, **variant, image_size=[3, 9]).double()
     inputs = random_inputs(model, batch=2)
     pixels = model.output_distribution.pixels(model(**inputs).logits)  # (batch, height, width, ...)
     with torch.inference_mode():
@@ -109,7 +117,7 @@ def test_a_pass_is_recorded_once_and_replayed(family, planned, monkeypatch):
     recordings = []
     capture = lambda device: recordings.append(RecordedOperations()) or recordings[-1]  # noqa: E731
     for config in ({"num_levels": 5, "num_classes": 2}, {"num_channels": 3}):
-        model = build_model(family, **config, image_size=[5, 6]).double()
+        model = model_with_spans(family, **config, image_size=[5, 6]).double()
 
         def draw(seed, *plan, model=model, **settings):
             planned(*plan)
