@@ -25,9 +25,7 @@ class PixelCNNCache(MaskedConvSpanCache):
     def prepare_rows_above(self, first, blocks, class_ids: torch.Tensor | None):
         """Weights and memory of the taps above the centre row; kernels as `(rows, columns, in, out)`."""
         inner, reach, batch, width = self.inner, self.reach, self.batch, self.width
-        self.first_kernel, self.first_bias = self.keep_all((first.visible_weight()[:, :, :-1], first.bias))
-        self.first_above = self.zeros(width, batch, first.out_channels)
-        self.first = self.first_weights(first)
+        self.prepare_first_layer(first)
         bias = torch.stack([block.conv.bias for block in blocks])[:, None, None]
         if class_ids is not None:
             bias = bias + torch.stack([block.class_embedding(class_ids)[:, :, 0, 0] for block in blocks])[:, None]
@@ -76,8 +74,7 @@ class PixelCNNCache(MaskedConvSpanCache):
         return first_above, self.seen_windows(start, stop, channel), self.first[channel], stream, begin, blocks
 
     def compute_row(self):
-        self.shift_input_rows()
-        self.first_above.copy_(self.convolve_rows(self.input_above, self.first_kernel, self.first_bias).transpose(0, 1))
+        self.start_first_layer()
         for i in range(self.reach):
             self.rows[i] = self.rows[i + 1]
         self.above.copy_(self.bias)

@@ -45,18 +45,15 @@ class RowLSTMCache(MaskedConvSpanCache):
     def __init__(self, model, batch, height, width, class_ids=None):
         super().__init__(model, batch, height, width, class_ids)
         layers, size = model.model.layers, model.config.hidden_size
-        self.features, self.number, rows = size // 2, len(layers), self.columns_at_once * batch
-        self.gates = gates = Gates(self, self.features)
-        first, num_gates = model.model.conv_in, 4 * self.features
-        self.first_kernel, self.first_bias = self.keep_all((first.visible_weight()[:, :, :-1], first.bias))
-        self.first_above = self.zeros(width, batch, size)
-        self.first = self.first_weights(first)
+        features, number, rows = size // 2, len(layers), self.columns_at_once * batch
+        gates, num_gates = Gates(self, features), 4 * features
+        self.prepare_first_layer(model.model.conv_in)
 
         # Of the row above until a pixel replaces them; states are led by a constant 1, for the bias of W_up.
-        self.states = self.zeros(self.number, width + 2, batch, 1 + self.features)
+        self.states = self.zeros(number, width + 2, batch, 1 + features)
         self.states[..., 0] = 1
-        self.cells_above, self.cells = self.zeros(2, self.number, width, batch, self.features).unbind(0)
-        self.above = self.zeros(self.number, width, batch, num_gates)
+        self.cells_above, self.cells = self.zeros(2, number, width, batch, features).unbind(0)
+        self.above = self.zeros(number, width, batch, num_gates)
         bias = torch.stack([layer.input_to_state.bias for layer in layers])[:, None, None, :, None]
         if class_ids is not None:
             bias = bias + torch.stack([layer.class_embedding(class_ids)[..., 0] for layer in layers])[:, None]
@@ -66,8 +63,8 @@ class RowLSTMCache(MaskedConvSpanCache):
 
         convs, scale = [layer.input_to_state for layer in layers], gates.factors[gates.by_channel]
         self.prepare_taps(convs, (size, num_gates), reach=1, num_parts=4, scale=scale)
-        self.rows = self.zeros(self.number, 1 + width, batch, size)
-        self.sums = self.zeros(self.number, rows, num_gates)
+        self.rows = self.zeros(number, 1 + width, batch, size)
+        self.sums = self.zeros(number, rows, num_gates)
         out = torch.stack([pointwise_matrix(layer.upsampling, lead_with_bias=True) for layer in layers])
         out[:, 1:].neg_()
         self.out = self.matrices_by_channel(self.keep(out), lead=1)
@@ -92,8 +89,7 @@ class RowLSTMCache(MaskedConvSpanCache):
         return above, self.seen_windows(start, stop, channel), self.first[channel], streams[0], begin, layers
 
     def compute_row(self):
-        self.shift_input_rows()
-        self.first_above.copy_(self.convolve_rows(self.input_above, self.first_kernel, self.first_bias).transpose(0, 1))
+        self.start_first_layer()
         self.cells_above.copy_(self.cells)
         self.above.copy_(self.bias)
         for t, weight in enumerate(self.weights_above):

@@ -175,6 +175,17 @@ class MaskedConvSpanCache(SpanCache, MaskedConvCache):
         parts = [matrix[: taps + c * self.input_group, own[c]] for c in range(channels)]
         return parts if channels == 1 else [*parts, matrix]
 
+    def prepare_first_layer(self, conv):
+        """Weights of a first layer that is one k×k convolution, and memory of what rows above give it."""
+        self.first_kernel, self.first_bias = self.keep_all((conv.visible_weight()[:, :, :-1], conv.bias))
+        self.first_above = self.zeros(self.width, self.batch, conv.out_channels)
+        self.first = self.first_weights(conv)
+
+    def start_first_layer(self):
+        """Take in the row just finished, and compute what the next one sees of it."""
+        self.shift_input_rows()
+        self.first_above.copy_(self.convolve_rows(self.input_above, self.first_kernel, self.first_bias).transpose(0, 1))
+
     def prepare_taps(
         self,
         convs: Sequence,
