@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,17 +281,33 @@ def test_a_machine_that_computes_other_numbers_is_noticed_at_the_first_row(model
     assert steps == list(range(9))  # one row of 8, and one pixel
 
 
-@pytest.mark.parametrize("off", [1e-3, 1.0])  # the payload is decoded to other images; it is not decoded
-def test_a_machine_that_computes_other_numbers_after_the_first_row_is_told_so(model, levels, off, monkeypatch):
+def refuse(symbols, probabilities):
+    raise AssertionError("no such word")
+
+
+@pytest.mark.parametrize(
+    ("coder", "off", "text"),
+    [
+        ({}, 1e-3, "not those that were compressed"),
+        ({}, 1.0, "not those that were compressed"),
+        ({"bits_left": 0}, 1.0, "too short"),
+        ({"decoder": SimpleNamespace(decode=refuse)}, 1.0, r"cannot be decoded \(no such word\)"),
+    ],
+)
+def test_a_machine_that_computes_other_numbers_after_the_first_row_is_told_so(
+    model, levels, coder, off, text, monkeypatch
+):
     data = compress(model, levels)
     level_logits = codec.CodedCanvas.level_logits
 
     def off_later(canvas, parameters, dimension):
+        if dimension == 9:  # what may happen to the coder then
+            vars(canvas.coder).update(coder)
         logits, noise = level_logits(canvas, parameters, dimension), torch.Generator().manual_seed(dimension)
         return logits if dimension < 9 else logits + off * torch.rand(5, generator=noise)
 
     monkeypatch.setattr(codec.CodedCanvas, "level_logits", off_later)
-    with pytest.raises(CompressedStreamError, match="computes other probabilities here"):
+    with pytest.raises(CompressedStreamError, match=f"{text}.*: the model computes other probabilities here"):
         decompress(model, data)
 
 
