@@ -19,6 +19,12 @@ def concat_elu_rows(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.T
     return F.elu_(torch.cat((x, -x), dim=-1, out=out))
 
 
+def signed(x: torch.Tensor, out: torch.Tensor) -> list[Callable[[], object]]:
+    """Calls that write x and -x, `(..., features)`, into `out`, `(..., 2 * features)`."""
+    plus, minus = out.chunk(2, dim=-1)
+    return [partial(plus.copy_, x), partial(torch.neg, x, out=minus)]
+
+
 def columns(rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """Some columns of `(batch, width, features)`: as a matrix where the batch or the span is 1."""
     if stop - start == 1:
@@ -126,7 +132,6 @@ class GatedBlockCache(SpanCache):
     def __init__(self, model, batch, height, width, class_ids=None, *, in_above, in_left, padded_width=None):
         super().__init__(model, batch, height, width, class_ids, pixels_left=1)
         self.size, self.class_ids = model.config.hidden_size, class_ids
-        self.signs = torch.tensor([[1.0], [-1.0]], **self.factory)
         self.above_in, self.left_in = (
             self.keep_all((layer.visible_weight(), layer.bias)) for layer in (in_above, in_left)
         )
@@ -151,8 +156,7 @@ class GatedBlockCache(SpanCache):
 
     def celu(self, x: torch.Tensor, out: torch.Tensor) -> list[Callable[[], object]]:
         """Calls that write ELU of x and of -x, `(..., features)`, into `out`, `(..., 2 * features)`."""
-        both = out.unflatten(-1, (2, -1))
-        return [partial(torch.mul, x.unsqueeze(-2), self.signs, out=both), partial(F.elu_, out)]
+        return [*signed(x, out), partial(F.elu_, out)]
 
     def class_bias(self, block) -> torch.Tensor | None:
         """What the class adds to the last convolution of a block, `(batch, 1, 2 * features)`; `None` without one."""
@@ -177,4 +181,4 @@ class GatedBlockCache(SpanCache):
         return product(columns(self.first_above, start, stop), columns(left, start, stop), self.left_weight, out)
 
 
-__all__ = ["CornerBlock", "CornerRow", "GatedBlockCache", "Span", "columns", "concat_elu_rows", "product"]
+__all__ = ["CornerBlock", "CornerRow", "GatedBlockCache", "Span", "columns", "concat_elu_rows", "product", "signed"]

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from .caching_blocks_causal_image import CornerBlock, GatedBlockCache, columns
+from .caching_blocks_causal_image import CornerBlock, GatedBlockCache, columns, signed
 from .weights_causal_image import pointwise_matrix
 
 CAPTURED_PHASES = 4  # lengths of attention per image where steps are captured: each is recorded once
@@ -60,7 +60,7 @@ class PointwiseBlocks:
             bias_out = bias_out + torch.stack(classes)  # (layers, batch, 2 * features)
         self.bias_out = cache.keep(bias_out)
 
-        self.sizes, self.celu, self.signs = sizes, cache.celu, cache.signs
+        self.sizes, self.celu = sizes, cache.celu
         size = sizes[0]
         self.memory = [cache.memory(x, len(blocks)) for x in (2 * sum(sizes), size, 2 * size, 2 * size)]
 
@@ -70,10 +70,8 @@ class PointwiseBlocks:
         inputs, t, celu_t, gated = (memory(depth, number) for memory in self.memory)
         flat_inputs, flat_t, flat_celu, flat_gated = (x.flatten(1, 2) for x in (inputs, t, celu_t, gated))
         value, gate = gated.chunk(2, dim=-1)
-        calls: list[Callable] = [
-            partial(torch.mul, part.unsqueeze(-2), self.signs, out=celu.unflatten(-1, (2, -1)))
-            for part, celu in zip(parts, inputs.split([2 * size for size in self.sizes], dim=-1), strict=True)
-        ]
+        both = inputs.split([2 * size for size in self.sizes], dim=-1)
+        calls: list[Callable] = [call for pair in zip(parts, both, strict=True) for call in signed(*pair)]
         calls += [
             partial(F.elu_, inputs),
             partial(torch.baddbmm, self.bias_in[layers], flat_inputs, self.weight_in[layers], out=flat_t),

@@ -43,7 +43,7 @@ def from_raster(dims: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 def levels_from_noise(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     r"""
     The noise rule: the first level whose cumulative probability exceeds the number; if rounding leaves none, the last
-    level with a probability above 0; -1 if no level has one.
+    level that adds to it; -1 if no level has a probability.
 
     Args:
         scores (`torch.FloatTensor` of shape `(..., num_levels)`): Log-probabilities up to a constant.
@@ -52,11 +52,10 @@ def levels_from_noise(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor
     Returns:
         `torch.LongTensor` of shape `(...)`.
     """
-    probabilities = scores.softmax(-1, dtype=torch.float64)
-    first = torch.searchsorted(probabilities.cumsum(-1), noise[..., None], right=True)[..., 0]
-    index = torch.arange(scores.shape[-1], device=scores.device)
-    last = torch.where(probabilities > 0, index, -1).amax(-1)
-    return torch.minimum(first, last)
+    cumulative = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
+    below_all = cumulative[..., -1:] * (1 - 2**-53)  # the next number below; NaN where no level has a probability
+    levels = torch.searchsorted(cumulative, torch.minimum(noise[..., None], below_all), right=True)
+    return levels.masked_fill_(below_all.isnan(), -1)[..., 0]
 
 
 class LevelConditional:
@@ -210,6 +209,10 @@ class CategoricalOutput(OutputDistribution):
 
     def level_logits(self, parameters, channel, previous_channels=None):
         return F.log_softmax(at_least_float32(parameters[..., channel, :]), dim=-1)
+
+    def icdf(self, parameters, channel, noise, previous_channels=None, level_logits=None):
+        """Levels by the noise rule, which normalises."""
+        return levels_from_noise(at_least_float32(parameters[..., channel, :]), noise)
 
 
 class LogisticMixtureOutput(OutputDistribution):

@@ -277,6 +277,12 @@ def test_the_last_possible_level_is_taken_where_rounding_leaves_none():
     assert levels_from_noise(scores, total[None]).tolist() == [6]
 
 
+def test_the_last_level_is_drawn_by_numbers_next_to_1():
+    scores = torch.tensor([[1 - 2**-45, 2**-45, 0.0]], dtype=torch.float64).log().expand(3, -1)
+    noise = torch.tensor([1 - 2**-44, 1 - 2**-46, 1 - 2**-53], dtype=torch.float64)
+    assert levels_from_noise(scores, noise).tolist() == [0, 1, 1]
+
+
 def test_a_level_of_probability_zero_is_never_drawn():
     scores = torch.tensor([[0.0, 1.0, 0.0]]).log()
     assert levels_from_noise(scores, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
