@@ -56,6 +56,7 @@ class Outcome:
     tried: int = 0
     refused: int = 0
     stopped: int = 0
+    spent: float = 0.0  # seconds
     wrong: list[str] = field(default_factory=list)
     tracebacks: list[str] = field(default_factory=list)
     seconds: tuple[float, str] = (0.0, "")
@@ -443,17 +444,19 @@ def attempt(kind: str, number: int, seed: int, place: Path, outcome: Outcome):
         os.chdir(before)
         os.environ.clear()
         os.environ.update(environment)
-    outcome.seconds = max(outcome.seconds, (time.perf_counter() - start, label))
+    seconds = time.perf_counter() - start
+    outcome.spent += seconds
+    outcome.seconds = max(outcome.seconds, (seconds, label))
     outcome.memory = max(outcome.memory, (peak_memory() - memory, label))
 
 
 def attack(seconds: float, seed: int, kinds: list[str] | None = None) -> dict[str, Outcome]:
-    """Cases of all kinds in turn, for so long; what became of them, by kind."""
-    outcomes, deadline = {kind: Outcome() for kind in kinds or CASES}, time.monotonic() + seconds
+    """Cases of all kinds, as long for each, for so long in all; what became of them, by kind."""
+    outcomes = {kind: Outcome() for kind in kinds or CASES}
     with tempfile.TemporaryDirectory() as place:
-        while time.monotonic() < deadline:
-            for kind, outcome in outcomes.items():
-                attempt(kind, outcome.tried, seed, Path(place), outcome)
+        while sum(outcome.spent for outcome in outcomes.values()) < seconds:
+            kind, outcome = min(outcomes.items(), key=lambda item: item[1].spent)
+            attempt(kind, outcome.tried, seed, Path(place), outcome)
     return outcomes
 
 

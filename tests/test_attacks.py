@@ -7,7 +7,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_no_attack_leads_to_a_wrong_result_or_a_traceback(request):
-    outcomes = attacks.attack(seconds=600 if request.config.getoption("--thorough") else 12, seed=0)
+    outcomes = attacks.attack(seconds=600 if request.config.getoption("--thorough") else 6, seed=0)
     print(attacks.described(outcomes))
     assert all(outcome.tried for outcome in outcomes.values())
     assert not any(outcome.wrong or outcome.tracebacks for outcome in outcomes.values()), attacks.described(outcomes)
