@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import FAMILIES, VARIANTS, build_model, for_each, random_inputs
+from conftest import FAMILIES, KINDS, VARIANTS, build_model, for_each, random_inputs
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # the real class in every version
 
@@ -22,13 +22,13 @@ CHILD = """
 import importlib.util, json, pathlib, sys, torch
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-folder, with_package = pathlib.Path(sys.argv[1]), sys.argv[2] == "package"
+with_package = sys.argv[1] == "package"
 if with_package:
     import hf_pixelcnn
 else:
     sys.meta_path.insert(0, type("Hide", (), {"find_spec": staticmethod(
         lambda name, *_: (_ for _ in ()).throw(ImportError(name)) if name.startswith("hf_pixelcnn") else None)}))
-for path in sorted(folder.iterdir()):
+for path in map(pathlib.Path, sys.argv[2:]):
     expected = torch.load(path / "expected.pt")
     junk = [torch.full((n,), float("nan")) for n in expected["sizes"] for _ in range(200)]
     del junk
@@ -44,7 +44,17 @@ for path in sorted(folder.iterdir()):
     model.model.encoding.register_forward_hook(lambda module, args, output: leaf)
     (grad,) = torch.autograd.grad(model(**expected["inputs"]).logits[0, 0, 2, 3].square().sum(), leaf)
     assert not grad[0, :, 3:].any() and not grad[0, :, 2, 3:].any() and not grad[1:].any(), path.name
-    AutoImageProcessor.from_pretrained(path, trust_remote_code=not with_package)
+    processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=not with_package)
+    levels = processor(expected["pixels"].numpy(), return_tensors="pt")["pixel_values"]
+    assert torch.equal(levels, expected["levels"]), path.name
+    if not with_package:  # saved again, it has all its files and names all its classes
+        again = pathlib.Path("again", path.name)
+        model.save_pretrained(again)
+        processor.save_pretrained(again)
+        first, second = ({file.name for file in place.glob("*.py")} for place in (path, again))
+        assert first == second, path.name
+        first, second = (json.loads((place / "config.json").read_text())["auto_map"] for place in (path, again))
+        assert first == second, path.name
     if model.config.num_classes:
         classifier = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=not with_package)
         assert type(classifier).__module__ == type(model).__module__
@@ -56,6 +66,9 @@ for path in sorted(folder.iterdir()):
 @pytest.fixture(scope="module")
 def saved_models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
+    size = {"height": 5, "width": 6}
+    processor = PixelCNNImageProcessor(num_levels=2, binarization="threshold", threshold=0, size=size)
+    pixels = torch.randint(256, (4, 9, 9), dtype=torch.uint8)
     for family in FAMILIES:
         for name, variant in VARIANTS.items():
             model = build_model(family, **variant)
@@ -63,7 +76,7 @@ def saved_models(tmp_path_factory):
             condition = {"class_ids": [0]} if model.config.num_classes else {}
             path = folder / f"{family}-{name}"
             model.save_pretrained(path)
-            PixelCNNImageProcessor(num_levels=2, size={"height": 5, "width": 6}).save_pretrained(path)
+            processor.save_pretrained(path)
             classes = range(model.config.num_classes)
             nats = [
                 model.log_prob(inputs["pixel_values"], class_ids=torch.full((2,), c)).sum((1, 2, 3)) for c in classes
@@ -71,6 +84,8 @@ def saved_models(tmp_path_factory):
             torch.save(
                 {
                     "inputs": inputs,
+                    "pixels": pixels,
+                    "levels": processor(pixels.numpy(), return_tensors="pt")["pixel_values"],
                     "class_logits": torch.stack(nats, 1).detach() - math.log(len(nats)) if nats else None,
                     "logits": model(**inputs).logits.detach(),
                     "buffers": dict(model.named_buffers()),
@@ -83,11 +98,12 @@ def saved_models(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("door", ["package", "remote code"])
-def test_models_come_back_right_in_a_fresh_process(saved_models, tmp_path, door):
+@pytest.mark.parametrize(("door", "variants"), [("package", VARIANTS), ("remote code", KINDS)])
+def test_models_come_back_right_in_a_fresh_process(saved_models, tmp_path, door, variants):
+    folders = [saved_models / f"{family}-{variant}" for family in FAMILIES for variant in variants]
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", CHILD, str(saved_models), door],
+        [sys.executable, "-c", CHILD, door, *folders],
         capture_output=True,
         text=True,
         env=environment,
@@ -95,7 +111,7 @@ def test_models_come_back_right_in_a_fresh_process(saved_models, tmp_path, door)
         timeout=900,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("right:") == len(FAMILIES) * len(VARIANTS)
+    assert result.stdout.count("right:") == len(folders)
 
 
 def test_a_saved_folder_holds_what_it_needs(saved_models):
