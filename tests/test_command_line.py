@@ -1,5 +1,6 @@
 """Command lines and recipes: what options there are, and that a mistake is told before torch is imported."""
 
+import json
 import re
 import subprocess
 import sys
@@ -120,14 +121,15 @@ def test_options_of_scripts_read_from_source_are_those_of_their_classes():
 @pytest.mark.slow
 def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
     code = (
-        "import runpy, sys; sys.path.insert(0, 'training'); sys.argv = sys.argv[1:]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as error: print(error.code)\n"
-        "print('torch' in sys.modules)"
+        "import json, runpy, sys; sys.path.insert(0, 'training')\n"
+        "for sys.argv in json.loads(sys.argv[1]):\n"
+        "    try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "    except SystemExit as error: print(error.code)\n"
+        "    print('torch' in sys.modules)"
     )
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("num_levles: 4\n")
-    for words, message in {
+    cases = {
         ("train.py", "--sed", "1"): "error: unknown argument '--sed', the nearest is --seed; `--help_all` lists all.",
         ("score.py", "--modle", "x"): "error: unknown argument '--modle', the nearest is --model; `--help` lists all.",
         ("train.py", "--config", str(recipe)): "'num_levles' in {recipe}, the nearest is num_levels; keys are",
@@ -141,11 +143,14 @@ def test_a_mistake_is_told_before_torch_is_imported(tmp_path):
         ("sample.py", "--model", "x/y", "--sampler", "cashed"): "error: argument --sampler: invalid choice: 'cashed' (",
         ("demo.py", "--max_step", "3"): "error: unknown argument '--max_step', the nearest is --max_steps; `--help`",
         ("score.py", "--dataset", "mnist", "--model", "./runs/x"): "error: `model`: there is no folder ./runs/x.",
-    }.items():
-        command = [sys.executable, "-c", code, str(ROOT / "training" / words[0]), *words[1:]]
-        finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-        told, has_torch = finished.stdout.splitlines()
-        assert message.format(recipe=recipe) in told
+    }
+    commands = json.dumps([[str(ROOT / "training" / script), *words] for script, *words in cases])
+    finished = subprocess.run(
+        [sys.executable, "-c", code, commands], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    told = finished.stdout.splitlines()
+    for message, line, has_torch in zip(cases.values(), told[::2], told[1::2], strict=True):
+        assert message.format(recipe=recipe) in line
         assert has_torch == "False"
     command = [sys.executable, str(ROOT / "training" / "score.py"), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout

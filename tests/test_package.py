@@ -178,7 +178,10 @@ def test_the_installed_wheel_works_from_another_folder(archives, tmp_path):
         check=True,
     )
     code = (
-        "import pathlib, torch, transformers, hf_pixelcnn, hf_pixelcnn.training\n"
+        "import pathlib, sys, torch, transformers, hf_pixelcnn\n"
+        "assert 'peft' not in sys.modules\n"
+        "import hf_pixelcnn.training\n"
+        "assert 'matplotlib' not in sys.modules  # before it is needed\n"
         f"model = transformers.AutoModel.from_pretrained({str(ROOT / 'model_cards' / 'pixelcnn-mnist-binary')!r})\n"
         "images = model.generate(image_size=(4, 5))\n"
         "assert images.shape == (1, 1, 4, 5)\n"

@@ -1,8 +1,6 @@
 """Pictures that training and its scripts write: rows by class, the seed in the file, losses in bits."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -77,9 +75,3 @@ def test_a_loss_curve_is_in_bits(tmp_path, monkeypatch):
     assert plotted[0] == pytest.approx((1, (5 + 3 * 0.5) / 4))  # windows of three steps
     assert plotted[1] == pytest.approx((1 / math.log(2),))
     assert Image.open(tmp_path / "curve.png").width >= 480
-
-
-@pytest.mark.slow
-def test_matplotlib_is_not_imported_before_it_is_needed():
-    code = "import sys, hf_pixelcnn.training; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
