@@ -3,8 +3,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 OLDEST := .venv-oldest
 APP := .venv-app
-# As many processes as cores, at most 4.
-PYTEST := -m pytest --numprocesses auto --maxprocesses 4
+# As many processes as cores, at most 4; what the tests of a file share is made once.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help install demo app test test-quick test-oldest test-app attack screenshots lint benchmark cards golden docs clean
 
