@@ -20,8 +20,11 @@ CONFIGS = {
 @for_each("scale", [0.4, 3])
 def test_all_samplers_draw_the_same_guided_images(family, config, scale):
     model = classy_model(family, **config)
-    request = {"class_ids": [0, 1, 1, 0, 1], "guidance_scale": scale, "max_batch_size": 3}
-    naive, *others = [model.generate(**request, generator=seeded(), sampler=sampler) for sampler in SAMPLERS]
+    request = {"class_ids": [0, 1, 1, 0, 1], "guidance_scale": scale}
+    naive = model.generate(**request, generator=seeded(), sampler="naive")
+    others = [
+        model.generate(**request, generator=seeded(), sampler=sampler, max_batch_size=3) for sampler in SAMPLERS[1:]
+    ]
     assert all(torch.equal(naive, images) for images in others)
     assert not torch.equal(naive, model.generate(class_ids=[0, 1, 1, 0, 1], generator=seeded()))
 
