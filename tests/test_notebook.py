@@ -14,7 +14,7 @@ NOTEBOOK = Path(__file__).parent.parent / "model_cards" / "quickstart.ipynb"
 def test_the_notebook_runs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    parameters.source += "\nnum_samples = 10\nfine_tuning_steps = 2"
+    parameters.source += "\nnum_samples = 10\nfine_tuning_steps = 2\nnum_test_digits = 16"
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     printed = "".join(out["text"] for cell in notebook.cells for out in cell.get("outputs", []) if "text" in out)
     assert "torch.Size([10, 1, 28, 28]) torch.int64" in printed
