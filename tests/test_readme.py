@@ -79,7 +79,12 @@ def test_shell_blocks_run_in_order_with_what_comes_along(tmp_path, monkeypatch):
         assert (tmp_path / path).exists(), path
 
 
-@pytest.mark.parametrize("card", sorted(ROOT.glob("model_cards/*-*/README.md")), ids=lambda path: path.parent.name)
+CARDS = sorted(ROOT.glob("model_cards/*-*/README.md"))
+# `publish.py` writes the same code into all cards, see test_publishing.py; the second block is run for one of a family.
+ONE_OF_EACH_FAMILY = {json.loads(card.with_name("config.json").read_text())["model_type"]: card for card in CARDS}
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
 def test_the_code_of_a_model_card_runs_and_its_numbers_are_those_of_the_results(card, tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "check_folder", lambda folder, model: None)
     text = card.read_text(encoding="utf-8")
@@ -88,12 +93,13 @@ def test_the_code_of_a_model_card_runs_and_its_numbers_are_those_of_the_results(
     monkeypatch.chdir(ROOT)
     exec(compile(with_package, str(card), "exec"), names)
     assert len(names["images"]) == 4
-    command = re.search(r"`python training/publish.py ([^`]*)`", text)[1]  # which writes the folder with source files
-    model, output_dir = command.split()[1::2]
-    publish.main(["--model", str(ROOT / model), "--output_dir", str(tmp_path / output_dir)])
-    monkeypatch.chdir(tmp_path)
-    exec(compile(without_package, str(card), "exec"), names)
-    assert len(names["images"]) == 4
+    if card in ONE_OF_EACH_FAMILY.values():
+        command = re.search(r"`python training/publish.py ([^`]*)`", text)[1]  # it writes the folder with source files
+        model, output_dir = command.split()[1::2]
+        publish.main(["--model", str(ROOT / model), "--output_dir", str(tmp_path / output_dir)])
+        monkeypatch.chdir(tmp_path)
+        exec(compile(without_package, str(card), "exec"), names)
+        assert len(names["images"]) == 4
     results = json.loads((card.parent / "results.json").read_text(encoding="utf-8"))
     assert results["num_parameters"] == names["model"].num_parameters()
     scores = {score.metric_type: score.metric_value for score in ModelCard(text).data.eval_results}
