@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from .weights_causal_image import device_of, on_one_device, pointwise_matrix, seen_by_channel
+from .weights_causal_image import changed_methods, device_of, on_one_device, pointwise_matrix, seen_by_channel
 
 logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
@@ -206,7 +206,7 @@ class ForwardCache(SamplingCache):
         self.place = above
 
     def compute_parameters(self, column, channel):
-        parameters, _ = self.model.distribution_parameters(self.rows, self.class_ids)
+        parameters = self.model.scored_parameters(self.rows, self.class_ids)
         pixels = self.distribution.pixels(parameters)[:, self.place, column]
         self.pixel_parameters = pixels.to(self.outputs.device)
 
@@ -322,6 +322,22 @@ class MaskedConvCache(EncodedRowCache):
         self.input_above[:, -1] = self.finished_row
 
 
+def cache_class_of(model) -> type[SamplingCache]:
+    """
+    The `sampling_cache_class` of a model; [`ForwardCache`] where its class changes what that computes, and does not
+    name a cache itself.
+    """
+    cache_class = model.sampling_cache_class
+    if cache_class is not ForwardCache and (changed := changed_methods(model)):
+        logger.warning_once(
+            f"`{changed[0]}` is not the method that {cache_class.__name__} was written for, so `sampler='cached'` and "
+            f"the codec run forward passes, which is slow. If the logits are the same, say `sampling_cache_class = "
+            f"{cache_class.__name__}` in {type(model).__name__}."
+        )
+        return ForwardCache
+    return cache_class
+
+
 @contextlib.contextmanager
 def sampling_cache(
     model, batch: int, height: int, width: int, class_ids: torch.Tensor | None, keep: bool
@@ -333,8 +349,9 @@ def sampling_cache(
     memory stays in use until `model` is deleted, or has drawn `MOST_KEPT` other shapes. It is not shared while in use,
     and is discarded if the request raises.
     """
-    source = on_one_device(model) if model.sampling_cache_class.reads_weights else model
-    cache = model.sampling_cache_class(source, batch, height, width, class_ids)
+    cache_class = cache_class_of(model)
+    source = on_one_device(model) if cache_class.reads_weights else model
+    cache = cache_class(source, batch, height, width, class_ids)
     if cache.capture is None or not keep:
         yield cache
         return
@@ -350,4 +367,12 @@ def sampling_cache(
         kept.pop(oldest, None)
 
 
-__all__ = ["ALL", "EncodedRowCache", "ForwardCache", "MaskedConvCache", "SamplingCache", "sampling_cache"]
+__all__ = [
+    "ALL",
+    "EncodedRowCache",
+    "ForwardCache",
+    "MaskedConvCache",
+    "SamplingCache",
+    "cache_class_of",
+    "sampling_cache",
+]

@@ -3,34 +3,54 @@
 import contextlib
 import json
 import os
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from .configuration_causal_image import CausalImageModelingConfig, is_int
 from .pictures_causal_image import upright
 
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
+
 SMALL_REQUEST = 2**26  # bytes that are not worth a question to the system
+evaluations = weakref.WeakKeyDictionary()  # model to [uses at this time, modules to set back after the last of them]
+evaluations_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, set back afterwards, module by module."""
-    training_modules = [module for module in model.modules() if module.training]
-    model.eval()
+    """Evaluation mode, set back afterwards, module by module, when nobody uses it any more, in whatever thread."""
+    with evaluations_lock:
+        use = evaluations.setdefault(model, [0, []])
+        use[0] += 1
+        use[1] += [module for module in model.modules() if module.training]
+        model.eval()
     try:
         yield
     finally:
-        for module in training_modules:
-            module.training = True
+        with evaluations_lock:
+            use[0] -= 1
+            if use[0] == 0:
+                del evaluations[model]
+                for module in use[1]:
+                    module.training = True
 
 
 def some_of(words: Sequence[str], most: int = 3) -> str:
     """The first of some words for a message, and how many more there are."""
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's own numbers and lists; whatever else as it is."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def check_count(name: str, count: int):
@@ -283,9 +303,9 @@ def check_asked_of_classes(class_ids: torch.Tensor | None, config: CausalImageMo
     if config.num_classes == 0 and class_ids is not None:
         raise ValueError("`class_ids` were given, but the model is unconditional (`num_classes` is 0).")
     if config.num_classes > 0 and class_ids is None:
+        no_class = "" if config.class_dropout == 0 else " Pass -1 for images without a class."
         raise ValueError(
-            f"`class_ids` are needed: the model is conditional on {config.num_classes} classes. "
-            f"Pass -1 for images without a class.{otherwise}"
+            f"`class_ids` are needed: the model is conditional on {config.num_classes} classes.{no_class}{otherwise}"
         )
 
 
@@ -293,7 +313,17 @@ def check_class_ids(class_ids: torch.Tensor | None, batch_size: int, config: Cau
     """Raise unless `class_ids` are what `config` needs: None, or `(batch,)` ids, -1 for no class."""
     check_asked_of_classes(class_ids, config)
     if class_ids is not None:
-        _check_ids("class_ids", class_ids, batch_size, config, least=-1)
+        least = _check_ids("class_ids", class_ids, batch_size, config, least=-1)
+        if least == -1 and config.class_dropout == 0:
+            warn_of_no_class()
+
+
+def warn_of_no_class():
+    """Say that what a model gives for images without a class is nothing that it has learnt."""
+    logger.warning_once(
+        "This model was trained without class dropout (`config.class_dropout` is 0), so it knows no images without a "
+        "class, which -1 stands for and guidance compares with: `--class_dropout 0.1` of training/train.py helps."
+    )
 
 
 def check_class_labels(labels: torch.Tensor, batch_size: int, config: CausalImageModelingConfig):
@@ -301,18 +331,22 @@ def check_class_labels(labels: torch.Tensor, batch_size: int, config: CausalImag
     _check_ids("labels", labels, batch_size, config, least=0)
 
 
-def _check_ids(name: str, ids: torch.Tensor, batch_size: int, config: CausalImageModelingConfig, least: int):
+def _check_ids(
+    name: str, ids: torch.Tensor, batch_size: int, config: CausalImageModelingConfig, least: int
+) -> int | None:
+    """Raise unless `ids` are a tensor `(batch,)` of classes; returns the least of them where that can be told."""
     if not isinstance(ids, torch.Tensor) or ids.dtype not in (torch.int64, torch.int32):
         kind = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise TypeError(f"`{name}` must be a LongTensor, got {kind}.")
     if ids.shape != (batch_size,):
         raise ValueError(f"`{name}` must have shape ({batch_size},), one per image, got {tuple(ids.shape)}.")
     if not has_values(ids):
-        return
+        return None
     low, high = torch.stack(ids.aminmax()).tolist()
     if low < least or high >= config.num_classes:
         none = "" if least == 0 else ", or -1 for no class"
         raise ValueError(f"`{name}` must be 0 ... {config.num_classes - 1}{none}, got values from {low} to {high}.")
+    return low
 
 
 __all__ = [
@@ -331,5 +365,7 @@ __all__ = [
     "evaluation_mode",
     "fits_in_memory",
     "mask_of",
+    "plain",
     "some_of",
+    "warn_of_no_class",
 ]

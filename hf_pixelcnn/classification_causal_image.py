@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .checks_causal_image import check_class_labels, check_levels
-from .configuration_causal_image import CausalImageModelingConfig
+from .configuration_causal_image import CausalImageModelingConfig, as_height_and_width
 from .modeling_causal_image import CausalImageLikelihood, ClassPrior, mean_of
+
+logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 
 class ImageClassification(CausalImageLikelihood):
@@ -50,6 +53,22 @@ class ImageClassification(CausalImageLikelihood):
         class_ids = torch.full(pixel_values.shape[:1], class_id, device=pixel_values.device)
         return self.log_prob(pixel_values, class_ids=class_ids).sum(dim=(1, 2, 3))
 
+    def _warn_of_what_harms(self, height: int, width: int):
+        """Say once what makes probabilities of classes meaningless, and is no error."""
+        if torch.compiler.is_compiling():
+            return
+        if self.training and self.config.dropout > 0:
+            logger.warning_once(
+                f"A classifier learns from noise with `dropout` {self.config.dropout}, as the passes of different "
+                "classes drop different features: load it with `dropout=0`."
+            )
+        own = as_height_and_width(self.config.image_size)
+        if height * width > 4 * own[0] * own[1]:
+            logger.warning_once(
+                f"Images of {height}×{width} are classified by a model of {own[0]}×{own[1]}: it knows nothing of them, "
+                "and is slow. Make them of its size first."
+            )
+
     @can_return_tuple
     def forward(
         self,
@@ -87,6 +106,7 @@ class ImageClassification(CausalImageLikelihood):
             not check the range.
         """
         check_levels("pixel_values", pixel_values, self.config)
+        self._warn_of_what_harms(*pixel_values.shape[2:])
         if labels is not None:
             check_class_labels(labels, pixel_values.shape[0], self.config)
         by_class = [

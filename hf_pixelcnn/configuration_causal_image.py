@@ -49,6 +49,11 @@ def as_height_and_width(image_size: int | list[int] | tuple[int, ...]) -> list[i
     return size
 
 
+def names_by_id(label2id: dict[str, int]) -> dict[int, str]:
+    """`id2label` of a `label2id`, in the order of the ids."""
+    return {int(class_id): name for name, class_id in sorted(label2id.items(), key=lambda item: int(item[1]))}
+
+
 def agreed_num_classes(
     num_classes: int | None = None, num_labels: int | None = None, id2label: dict | None = None
 ) -> int | None:
@@ -92,8 +97,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
         dropout (`float`, defaults to 0.0):
             Probability with which a feature of a residual branch is dropped in training.
         num_classes (`int`, defaults to 0):
-            Classes of a class-conditional model, 0 for none. Above 0 it sets `id2label`, unless that is given, and
-            `label2id`. Where it is not given, `num_labels` or the names in `id2label` say how many there are; the two
+            Classes of a class-conditional model, 0 for none. Above 0 it sets `id2label` and `label2id`, to the names in
+            either that is given. Where it is not given, `num_labels` or those names say how many there are; the two
             names `LABEL_0` and `LABEL_1` alone, which transformers gives every config, do not.
         output_distribution (`str`, *optional*):
             `"bernoulli"` (two levels only), `"categorical"` or `"logistic_mixture"`. Defaults to `"bernoulli"` for two
@@ -166,6 +171,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
             self.class_prior = list(self.class_prior)
         if self.output_distribution is None:
             self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
+        if self.id2label is None and self.label2id:
+            self.id2label = names_by_id(self.label2id)
         if self.id2label is not None and {int(key): name for key, name in self.id2label.items()} == NO_NAMES:
             self.id2label = None  # pyright: ignore[reportAttributeAccessIssue] - until transformers makes names
         if "custom_pipelines" in kwargs:
@@ -202,6 +209,8 @@ class CausalImageModelingConfig(PreTrainedConfig):
                 f"reads up to {FORMAT_VERSION}. Update the package."
             )
         overrides = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
+        if overrides.get("label2id") and not overrides.get("id2label"):
+            overrides["id2label"] = names_by_id(overrides["label2id"])
         wanted = {name: overrides.get(name) for name in ("num_classes", "id2label")}
         num_classes = agreed_num_classes(**wanted, num_labels=kwargs.pop("num_labels", None))
         names, ids = overrides.get("id2label"), overrides.get("label2id")

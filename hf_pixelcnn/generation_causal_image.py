@@ -17,7 +17,7 @@ from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.utils import GENERATION_CONFIG_NAME, logging
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
@@ -30,14 +30,14 @@ from .checks_causal_image import (
     class_ids_of,
     computable,
     mask_of,
+    plain,
+    warn_of_no_class,
 )
 from .configuration_causal_image import CausalImageModelingConfig, as_height_and_width, is_int
 from .generation_config_causal_image import PixelCNNGenerationConfig
 from .likelihood_causal_image import OutputDistribution, levels_from_noise
 from .sampling_causal_image import SAMPLERS, sampling_state
 from .weights_causal_image import device_of
-
-logger = logging.get_logger(f"transformers.{__name__}")  # where `transformers.logging.set_verbosity` reaches
 
 MEANT = {  # what other libraries call it
     "seed": "generator=torch.Generator().manual_seed(seed)",
@@ -133,9 +133,9 @@ class CausalImageGenerationMixin(torch.nn.Module):
         r"""
         Draw images, or complete given ones.
 
-        The network runs in evaluation mode and is set back afterwards; so several threads may draw from one model only
-        if it is in evaluation mode already. On a CPU the cached sampler draws small batches with one thread of torch
-        ([`threads_that_pay`]), because more make it slower wherever other work runs, and sets the number back.
+        The network runs in evaluation mode and is set back afterwards, by the last of several threads that draw from
+        it. On a CPU the cached sampler draws small batches with one thread of torch ([`threads_that_pay`]), because
+        more make it slower wherever other work runs, and sets the number back.
 
         Args:
             pixel_values (integer `torch.Tensor` of shape `(batch, channels, height, width)`, *optional*):
@@ -168,8 +168,10 @@ class CausalImageGenerationMixin(torch.nn.Module):
                 noise until nothing changes (Song et al. 2021, https://huggingface.co/papers/2002.03629, Jacobi
                 iteration). All draw the same images; in float32 and bfloat16 rounding may rarely move a level, in
                 float64 only where levels are equal to the last digits, as top-k may find among guided scores.
-                `"cached"` works on the layers' weights: it follows LoRA and parametrised weights, and refuses networks
-                with hooks or other layers put in from outside, which the other two call.
+                `"cached"` works on the layers' weights: it follows LoRA and parametrised weights, and refuses models
+                with hooks or other layers put in from outside, which the other two call. A subclass that overrides
+                `forward` or `backbone_features` it draws by forward passes, unless that names a
+                `sampling_cache_class` itself.
             show_progress (`bool`, defaults to `False`):
                 Show a progress bar over rows.
             return_dict_in_generate (`bool`, *optional*):
@@ -192,6 +194,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
             torch.OutOfMemoryError: If there is not enough memory; where that can be told before anything is drawn, the
                 message says how many bytes are needed.
         """
+        num_images, image_size, max_batch_size = map(plain, (num_images, image_size, max_batch_size))
+        kwargs = {name: plain(value) for name, value in kwargs.items()}
         settings = self._generation_settings(generation_config, return_dict_in_generate, kwargs)
         sampler = self._sampler(sampler, settings, logits_processor)
         if max_batch_size is not None:
@@ -419,11 +423,8 @@ class CausalImageGenerationMixin(torch.nn.Module):
             raise ValueError(
                 f"`guidance_scale={guidance_scale}` compares a class with no class, so it cannot go with {what}."
             )
-        if self.config.class_dropout == 0 and class_ids is not None and (guidance_scale != 1 or class_ids.min() < 0):
-            logger.warning_once(
-                "This model was trained without class dropout (`config.class_dropout` is 0), so it knows no images "
-                "without a class, which guidance compares with: `--class_dropout 0.1` of training/train.py helps."
-            )
+        if self.config.class_dropout == 0 and guidance_scale != 1:
+            warn_of_no_class()
         return class_ids
 
     def _request_given(self, pixel_values, known_mask, shape) -> Given | None:

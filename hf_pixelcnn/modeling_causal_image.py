@@ -27,7 +27,14 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .adapters_causal_image import AdaptedConv2d, watch_peft
 from .caching_causal_image import ForwardCache, SamplingCache
-from .checks_causal_image import check_asked_of_classes, check_class_ids, check_levels, evaluation_mode, some_of
+from .checks_causal_image import (
+    check_asked_of_classes,
+    check_class_ids,
+    check_levels,
+    class_ids_for,
+    evaluation_mode,
+    some_of,
+)
 from .configuration_causal_image import CausalImageModelingConfig
 from .generation_causal_image import CausalImageGenerationMixin
 from .generation_config_causal_image import PixelCNNGenerationConfig
@@ -393,10 +400,13 @@ class CausalImagePreTrainedModel(PreTrainedModel):
         missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(may_be_new)))
         if missing:
             unknown = sorted(report["unexpected_keys"])
+            cause = "They are those of another class or config."
+            if not unknown:
+                cause = "Unless the config is another one than they were saved with, download or copy them again."
             instead = f" and hold {some_of(unknown)}, which the model does not have" if unknown else ""
             raise OSError(
                 f"The weights of {name!r} lack {len(missing)} of the {len(self.state_dict())} tensors of a "
-                f"{type(self).__name__}, {some_of(missing)}{instead}: download or copy them again. {remedy}"
+                f"{type(self).__name__}, {some_of(missing)}{instead}. {cause} {remedy}"
             )
         shapes = [f"{key} is {tuple(was)}, not {tuple(new)}" for key, was, new in sorted(report["mismatched_keys"])]
         if shapes:
@@ -615,14 +625,26 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         """What `log_prob` scores with."""
         return self.distribution_parameters(pixel_values, class_ids)[0]
 
-    def log_prob(self, pixel_values: torch.Tensor, *, class_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def _read_class_ids(self, class_ids: object | None, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """What a user calls classes, as `forward` takes them."""
+        if class_ids is None or isinstance(class_ids, torch.Tensor):
+            return class_ids
+        return class_ids_for(class_ids, len(pixel_values), self.config, getattr(pixel_values, "device", self.device))
+
+    def log_prob(
+        self, pixel_values: torch.Tensor, *, class_ids: torch.Tensor | list[int | str] | int | str | None = None
+    ) -> torch.Tensor:
         r"""
         Exact log-likelihood of every dimension given its past, in nats.
 
+        In training mode dropout acts, as it must for gradients, and numbers are random: call `model.eval()` for scores.
+        A model from `from_pretrained` is in evaluation mode, a new one in training mode.
+
         Args:
             pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`): Integer levels.
-            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
-                Class of each image, -1 for none; needed by a conditional model, refused by others.
+            class_ids (`torch.LongTensor` of shape `(batch,)`, a list, an `int` or a `str`, *optional*):
+                Class of each image, by id or by name, or one for all; -1 for none. Needed by a conditional model,
+                refused by others.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, channels, height, width)`, at least float32, on the device of
@@ -632,7 +654,10 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         Raises:
             ValueError, TypeError: If an argument has the wrong dtype, shape or range (unless `log_prob` is compiled).
         """
-        parameters = self.scored_parameters(pixel_values, class_ids)
+        is_for_scores = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if self.training and self.config.dropout > 0 and is_for_scores:
+            logger.warning_once("`log_prob` of a model in training mode is random, by dropout: call `model.eval()`.")
+        parameters = self.scored_parameters(pixel_values, self._read_class_ids(class_ids, pixel_values))
         levels = pixel_values.to(parameters.device)  # which are where the head is, of a model on several devices
         return self.output_distribution.log_prob(parameters, levels).to(pixel_values.device)
 
@@ -643,7 +668,7 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
         column: int,
         channel: int = 0,
         *,
-        class_ids: torch.Tensor | None = None,
+        class_ids: torch.Tensor | list[int | str] | int | str | None = None,
     ) -> torch.Tensor:
         r"""
         What one dimension may be, given its past: the log-probability of each level, in nats.
@@ -652,7 +677,7 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
             pixel_values (`torch.LongTensor` of shape `(batch, channels, height, width)`):
                 Integer levels; those of the dimension and of what comes after it play no part.
             row (`int`), column (`int`), channel (`int`, defaults to 0): The dimension, counted from 0.
-            class_ids (`torch.LongTensor` of shape `(batch,)`, *optional*): As for `log_prob`.
+            class_ids: As for `log_prob`.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, num_levels)`; at the true level it is what `log_prob` gives there.
@@ -661,7 +686,7 @@ class CausalImageLikelihood(CausalImagePreTrainedModel):
             ValueError, TypeError: As `log_prob`.
             IndexError: If there is no such dimension.
         """
-        parameters, _ = self.distribution_parameters(pixel_values, class_ids)
+        parameters, _ = self.distribution_parameters(pixel_values, self._read_class_ids(class_ids, pixel_values))
         shape = tuple(pixel_values.shape[1:])
         if not all(0 <= index < size for index, size in zip((channel, row, column), shape, strict=True)):
             raise IndexError(
@@ -677,7 +702,8 @@ class CausalImageModeling(CausalImageLikelihood, CausalImageGenerationMixin):
     `backbone_class`.
 
     Attributes:
-        sampling_cache_class (`type[SamplingCache]`): How `sampler="cached"` computes; by default by forward passes.
+        sampling_cache_class (`type[SamplingCache]`): How `sampler="cached"` computes; by default by forward passes. The
+            class that names it vouches for it; a subclass that overrides `forward` gets the default.
     """
 
     generation_config_class = PixelCNNGenerationConfig

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from .caching_causal_image import ForwardCache, SamplingCache, sampling_cache
+from .caching_causal_image import ForwardCache, SamplingCache, cache_class_of, sampling_cache
 from .caching_spans_causal_image import SpanCache
 from .canvas_causal_image import Canvas, SampledCanvas
 from .checks_causal_image import evaluation_mode
@@ -45,7 +45,7 @@ def threads_that_pay(model, pixels: int) -> int:
         pixels (`int`): Of all images that are drawn at a time.
     """
     own = torch.get_num_threads()
-    if device_of(model).type != "cpu" or model.sampling_cache_class is ForwardCache:
+    if device_of(model).type != "cpu" or cache_class_of(model) is ForwardCache:
         return own
     return max(1, min(own, pixels * model.config.hidden_size // FEATURES_PER_THREAD))
 

@@ -4,6 +4,7 @@ written for, and its kernels as matrices.
 """
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -74,8 +75,12 @@ def classes_by_name(module: nn.Module) -> dict[str, type]:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call of a module does other things than its class says."""
-    known = hasattr(module, "_hf_hook") or hasattr(module, "_orig_mod")  # accelerate moves tensors; `torch.compile`
-    return bool(module._forward_pre_hooks or module._forward_hooks or ("forward" in vars(module) and not known))
+    # accelerate moves tensors, or puts autocast around `forward`; `torch.compile`
+    known = any(hasattr(module, name) for name in ("_hf_hook", "_original_forward", "_orig_mod"))
+    own = type(module).forward
+    forward = vars(module).get("forward", own)  # where accelerate may have put it back, without its decorators
+    is_own = getattr(forward, "__func__", forward) in (own, inspect.unwrap(own))
+    return bool(module._forward_pre_hooks or module._forward_hooks or not (is_own or known))
 
 
 def check_as_built(model):
@@ -92,20 +97,41 @@ def check_as_built(model):
         ValueError: If modules of other classes are in the place of those it was built of, or modules have hooks.
     """
     found = dict(modules_by_name(model))
-    for name, module_class in model.classes_as_built.items():
+    for name, module_class in {"": type(model), **model.classes_as_built}.items():
         what = None
         if name not in found:
             what = "is gone"
+        elif name == "":
+            what = "has hooks" if is_hooked(model) else None
         elif class_within(found[name]) is not module_class:
             outer = type(found[name][0])
             what = f"is a {outer.__module__}.{outer.__name__}, not a {module_class.__name__}"
         elif any(is_hooked(module) for module in found[name]):
             what = "has hooks"
         if what:
+            place = f"`{name}`" if name else "the model itself"
             raise ValueError(
                 "The cached sampler and the codec compute with the weights of layers as the model was built, but "
-                f"`{name}` {what}: use `sampler='naive'`, merge adapters into the weights, or undo the change."
+                f"{place} {what}: use `sampler='naive'`, merge adapters into the weights, or undo the change."
             )
+
+
+def changed_methods(model) -> list[str]:
+    """
+    Methods that the class of a model, or of its network, overrides, of those that its cache stands for: the cache is
+    written for the class that names it as its `sampling_cache_class`.
+    """
+    written_for = next(cls for cls in type(model).__mro__ if "sampling_cache_class" in vars(cls))
+    pairs = (
+        (type(model), written_for, ("forward", "distribution_parameters", "scored_parameters")),
+        (class_within(unwrapped(model.model)), written_for.backbone_class, ("forward", "backbone_features")),
+    )
+    return [
+        f"{own.__name__}.{name}"
+        for own, known, names in pairs
+        for name in names
+        if getattr(own, name) is not getattr(known, name)
+    ]
 
 
 def group_rows(num_features: int, num_channels: int, channel: int, num_parts: int = 1) -> torch.Tensor:
@@ -178,6 +204,7 @@ def stack_layers(per_layer: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
 
 
 __all__ = [
+    "changed_methods",
     "check_as_built",
     "classes_by_name",
     "device_of",

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
 
-from hf_pixelcnn import PixelCNNImageProcessor
+from hf_pixelcnn import PixelCNNImageProcessor, classification_causal_image
 
 CONFIGS = {
     "grey_categorical": {"num_levels": 5, "num_classes": 3},
@@ -292,6 +292,19 @@ def test_the_usual_calls_of_fine_tuning_make_a_classifier_of_other_classes(famil
         assert classifier(pixel_values, labels=torch.tensor([0, 1])).logits.shape == (2, 2)
         with pytest.raises((ValueError, OSError), match="ignore_mismatched_sizes=True"):
             load(tmp_path, **request_)
+
+
+def test_what_makes_classes_meaningless_is_said(monkeypatch):
+    told = []
+    monkeypatch.setattr(classification_causal_image.logger, "warning_once", told.append)
+    classifier = FAMILIES["pixelcnn"].classifier_class(small_config("pixelcnn", num_classes=2, dropout=0.5)).eval()
+    height, width = classifier.config.image_size
+    classifier(torch.zeros(1, 1, 2 * height, 2 * width, dtype=torch.long))
+    assert not told
+    classifier(torch.zeros(1, 1, 2 * height, 2 * width + 1, dtype=torch.long))
+    assert "are classified by a model of" in told.pop()
+    classifier.train()(torch.zeros(1, 1, height, width, dtype=torch.long))
+    assert "load it with `dropout=0`" in told.pop()
 
 
 def test_labels_that_are_not_classes():

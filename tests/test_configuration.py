@@ -131,6 +131,21 @@ def test_names_and_numbers_of_classes_agree():
     assert PixelCNNConfig(num_classes=2, id2label={0: "cat", 1: "dog"}).label2id == {"cat": 0, "dog": 1}
 
 
+def test_label2id_alone_names_the_classes():
+    label2id, id2label = {"dog": 1, "cat": 0, "owl": 2}, {0: "cat", 1: "dog", 2: "owl"}
+    saved = PixelCNNConfig(num_classes=3).to_dict()
+    for config in (
+        PixelCNNConfig(label2id=label2id),
+        PixelCNNConfig(num_classes=3, label2id=label2id),
+        PixelCNNConfig.from_dict(saved, label2id=label2id),
+    ):
+        assert config.num_classes == 3
+        assert config.id2label == id2label
+        assert config.label2id == label2id
+    with pytest.raises(StrictDataclassError, match=r"must number the classes 0 ... 1, got \[1, 2\]"):
+        PixelCNNConfig(label2id={"a": 1, "b": 2})
+
+
 def test_labels_are_classes(family):
     config_class = FAMILIES[family].config_class
     for given in ({"num_labels": 5}, {"id2label": {i: str(i) for i in range(5)}}, {"num_classes": 5, "num_labels": 5}):

@@ -6,7 +6,7 @@ from conftest import SAMPLERS, build_model, classy_model, for_each, random_input
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LogitsProcessor
 
-from hf_pixelcnn import generation_causal_image
+from hf_pixelcnn import checks_causal_image
 from hf_pixelcnn.likelihood_causal_image import GuidedConditional, OutputDistribution
 
 CONFIGS = {
@@ -105,7 +105,7 @@ def test_a_stronger_scale_makes_the_class_more_probable():
 
 def test_a_model_that_has_never_seen_an_image_without_its_class_says_so_once(monkeypatch):
     told = []
-    monkeypatch.setattr(generation_causal_image.logger, "warning_once", told.append)
+    monkeypatch.setattr(checks_causal_image.logger, "warning_once", told.append)
     for class_dropout in (0.1, None, 0.0):  # `None` where nobody knows
         model = build_model("pixelcnn", num_classes=2, class_dropout=class_dropout)
         model.generate(class_ids=1)
@@ -113,7 +113,13 @@ def test_a_model_that_has_never_seen_an_image_without_its_class_says_so_once(mon
         for request in ({"class_ids": 1, "guidance_scale": 2.0}, {"class_ids": [1, -1]}):
             told.clear()
             model.generate(**request)
-            assert ["class_dropout` is 0" in text for text in told] == [True] * (class_dropout == 0.0)
+            assert {"class_dropout` is 0" in text for text in told} == ({True} if class_dropout == 0.0 else set())
+        told.clear()
+        model.log_prob(torch.zeros(1, 1, 5, 6, dtype=torch.long), class_ids=-1)
+        assert bool(told) == (class_dropout == 0.0)
+        with pytest.raises(ValueError, match="`class_ids` are needed") as error:
+            model.log_prob(torch.zeros(1, 1, 5, 6, dtype=torch.long))
+        assert ("Pass -1" in str(error.value)) == (class_dropout != 0.0)
         told.clear()
     with pytest.raises(StrictDataclassError, match=r"`class_dropout` must be in \[0, 1\), got 1"):
         small_config("pixelcnn", class_dropout=1)

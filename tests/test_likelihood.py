@@ -5,7 +5,13 @@ import pytest
 import torch
 from conftest import KINDS, build_model, for_each, random_inputs, seeded
 
-from hf_pixelcnn import BernoulliOutput, CategoricalOutput, LogisticMixtureOutput, bits_per_dim
+from hf_pixelcnn import (
+    BernoulliOutput,
+    CategoricalOutput,
+    LogisticMixtureOutput,
+    bits_per_dim,
+    modeling_causal_image,
+)
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise, log_one_minus_exp
 
 DISTRIBUTIONS = [
@@ -238,6 +244,33 @@ def test_loss_is_mean_nats_per_dimension_of_log_prob(family, kind):
     torch.testing.assert_close(loss, -log_prob.mean())
     as_bytes = inputs["pixel_values"].to(torch.uint8)
     torch.testing.assert_close(model(**{**inputs, "pixel_values": as_bytes}, labels=as_bytes).loss, loss)
+
+
+def test_classes_of_log_prob_by_name_or_number():
+    model = build_model("pixelcnn", num_classes=3, id2label={0: "cat", 1: "dog", 2: "owl"})
+    levels = random_inputs(model)["pixel_values"]
+    for ids, classes in (([1, 2], ["dog", 2]), ([1, 1], "dog"), ([0, 0], 0), ([-1, 2], [-1, "owl"])):
+        expected = model.log_prob(levels, class_ids=torch.tensor(ids))
+        assert torch.equal(model.log_prob(levels, class_ids=classes), expected)
+        one = model.level_log_prob(levels, 1, 2, class_ids=classes)
+        torch.testing.assert_close(one.gather(1, levels[:, 0, 1, 2, None])[:, 0], expected[:, 0, 1, 2])
+    with pytest.raises(ValueError, match="There is no class 'cow'"):
+        model.log_prob(levels, class_ids="cow")
+
+
+def test_scores_in_training_mode_are_said_to_be_random(monkeypatch):
+    told = []
+    monkeypatch.setattr(modeling_causal_image.logger, "warning_once", told.append)
+    for dropout in (0.0, 0.5):
+        model = build_model("pixelcnn", dropout=dropout)
+        inputs = random_inputs(model)
+        with torch.no_grad():
+            model.log_prob(**inputs)
+        model.train().log_prob(**inputs)  # for a gradient
+        assert not told
+        with torch.no_grad():
+            model.log_prob(**inputs)
+        assert len(told) == (dropout > 0)
 
 
 def test_labels_of_minus_100_are_left_out(family):

@@ -37,7 +37,7 @@ def test_a_missing_tensor_is_named(family, tmp_path):
     rewrite_weights(tmp_path, without_one)
     count = len(model.state_dict())
     message = (
-        f"'{tmp_path}' lack 1 of the {count} tensors of a .*, head.layers.0.weight: .*`ignore_mismatched_sizes=True`"
+        f"'{tmp_path}' lack 1 of the {count} tensors of a .*, head.layers.0.weight. .*`ignore_mismatched_sizes=True`"
     )
     classifier_class = FAMILIES[family].classifier_class
     for load in (AutoModel.from_pretrained, type(model).from_pretrained, classifier_class.from_pretrained):

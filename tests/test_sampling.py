@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from benchmark import noise_rule_violations, peak_bytes
 from conftest import (
     FAMILIES,
@@ -36,6 +37,7 @@ from hf_pixelcnn import (
 )
 from hf_pixelcnn.caching_causal_image import ForwardCache
 from hf_pixelcnn.canvas_causal_image import draw_noise
+from hf_pixelcnn.checks_causal_image import evaluation_mode
 from hf_pixelcnn.likelihood_causal_image import levels_from_noise
 from hf_pixelcnn.sampling_causal_image import FEATURES_PER_THREAD, RowThreads, threads_that_pay
 
@@ -202,6 +204,92 @@ def test_an_error_of_the_streamer_is_the_users_own_and_the_next_call_is_right():
         model.generate(num_images=2, generator=seeded(), streamer=streamer)
     assert model.training
     assert torch.equal(model.generate(num_images=2, generator=seeded()), expected)
+
+
+OVERRIDABLE = ["forward", "distribution_parameters", "scored_parameters"]
+FAST = [name for name, record in FAMILIES.items() if record.causal_class.sampling_cache_class is not ForwardCache]
+
+
+def emphatic(method):
+    """The method, with what it gives times 2."""
+
+    def changed(self, *args, **kwargs):
+        result = method(self, *args, **kwargs)
+        if isinstance(result, tuple):
+            return (result[0] * 2, *result[1:])
+        if isinstance(result, torch.Tensor):
+            return result * 2
+        result.logits = result.logits * 2
+        return result
+
+    return changed
+
+
+@for_each("name", [*OVERRIDABLE, "backbone_features"])
+@pytest.mark.parametrize("family", FAST)
+def test_a_subclass_that_changes_the_network_is_drawn_as_it_is(family, name, monkeypatch):
+    told = []
+    monkeypatch.setattr(caching_causal_image.logger, "warning_once", told.append)
+    base = FAMILIES[family].causal_class
+    if name == "backbone_features":
+        network = base.backbone_class
+        members = {"backbone_class": type("Network", (network,), {name: emphatic(network.backbone_features)})}
+    else:
+        members = {name: emphatic(getattr(base, name))}
+    model = build_model(family).double()
+    changed = type("Changed", (base,), members)(model.config).double().eval()
+    changed.load_state_dict(model.state_dict())
+    naive, cached = (changed.generate(num_images=4, generator=seeded(), sampler=s) for s in ("naive", "cached"))
+    if name != "scored_parameters":  # which `naive` does not score with
+        assert torch.equal(cached, naive)
+        assert not torch.equal(naive, model.generate(num_images=4, generator=seeded()))
+    assert f"{name}` is not the method" in told[0]
+    told.clear()
+    monkeypatch.setattr(type(changed), "sampling_cache_class", model.sampling_cache_class, raising=False)
+    if name != "backbone_features":  # who names a cache vouches for it
+        assert caching_causal_image.cache_class_of(changed) is model.sampling_cache_class
+        assert not told
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_hooks_on_the_model_itself_are_refused_and_autocast_around_it_is_not(family):
+    model = build_model(family)
+    expected = model.generate(generator=seeded())
+    hook = model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="the model itself has hooks"):
+        model.generate()
+    hook.remove()
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    with pytest.raises(ValueError, match="the model itself has hooks"):
+        model.generate()
+    del model.forward
+    prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+    assert "forward" in vars(prepared)
+    assert torch.equal(prepared.generate(generator=seeded()), expected)
+
+
+def test_the_last_of_several_threads_sets_training_mode_back():
+    model = build_model("pixelcnn", dropout=0.5).train()
+    with evaluation_mode(model):
+        other = evaluation_mode(model)
+        other.__enter__()
+    assert not any(module.training for module in model.modules())
+    other.__exit__(None, None, None)
+    assert all(module.training for module in model.modules())
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = build_model("pixelcnn")
+    expected = model.generate(num_images=2, image_size=[3, 4], temperature=0.5, generator=seeded())
+    request = {
+        "num_images": np.int64(2),
+        "image_size": np.array([3, 4]),
+        "temperature": np.float32(0.5),
+        "do_sample": np.bool_(True),
+        "max_batch_size": np.int32(1),
+    }
+    assert torch.equal(model.generate(**request, generator=seeded()), expected)
 
 
 def test_running_out_of_memory_names_max_batch_size(monkeypatch):
@@ -584,9 +672,10 @@ def test_drawn_levels_can_be_trained_on(family):
 def test_use_cache_false_means_naive_and_autocast_changes_nothing():
     model = build_model("gated_pixelcnn")
     calls = []
-    model.register_forward_hook(lambda *_: calls.append(1))
+    hook = model.register_forward_hook(lambda *_: calls.append(1))
     images = model.generate(num_images=2, generator=seeded(), use_cache=False)
     assert len(calls) == 30
+    hook.remove()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(images, model.generate(num_images=2, generator=seeded()))
 
