@@ -442,10 +442,20 @@ def test_a_column_of_codes_is_found_and_keeps_its_values(codes):
 # The scripts
 
 
-def run_script(*words):
+def run_script(*words, launcher=()):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *map(str, words)]
+    command = [sys.executable, *launcher, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+
+
+def run_two_processes(*words, output):
+    """Once more if torch aborts a process that has done its work and is ending, which happens on busy machines."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finished = run_script(*words, launcher=launcher)
+    if "terminate called without an active exception" in finished.stderr:
+        shutil.rmtree(output, ignore_errors=True)
+        finished = run_script(*words, launcher=launcher)
+    assert finished.returncode == 0, finished.stderr
 
 
 @pytest.fixture(scope="module")
@@ -470,34 +480,6 @@ def trained(tmp_path_factory, digits_words):
     assert finished.returncode == 0, finished.stderr
     assert "FutureWarning" not in finished.stderr
     return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, trained, digits_words):
-    """Words for train.py and sample.py, and the folder of what two processes have made of them, one after the other."""
-    folder = tmp_path_factory.mktemp("two_processes")
-    train_words = [*digits_words, "--num_train_epochs", "2", "--optim", "sgd", "--learning_rate", "0.1"]
-    train_words += ["--logging_steps", "1", "--ema_decay", "0.5", "--binarization", "threshold", "--use_cpu", "true"]
-    sample_words = ["--model", str(trained), "--num_images", "5", "--device", "cpu"]
-    two, picture = folder / "run", folder / "two.png"
-    script = folder / "script.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT / 'training')!r})\n"
-        "import sample, torch, train\n"
-        "destroy, torch.distributed.destroy_process_group = torch.distributed.destroy_process_group, lambda *_: None\n"
-        f"train.main({[*train_words, '--output_dir', str(two), '--per_device_train_batch_size', '4']})\n"
-        "torch.distributed.destroy_process_group = destroy  # the processes stay together for the second script\n"
-        f"sample.main({[*sample_words, '--output', str(picture)]})\n"
-    )
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    finished = run_script(*command)
-    if "terminate called without an active exception" in finished.stderr:
-        # torch aborts a process that has done its work and is ending, which happens on busy machines
-        shutil.rmtree(two, ignore_errors=True)
-        finished = run_script(*command)
-    assert finished.returncode == 0, finished.stderr
-    return SimpleNamespace(train_words=train_words, sample_words=sample_words, run=two, picture=picture)
 
 
 def test_train_leaves_a_model_a_processor_results_and_pictures(trained, tmp_path, digits_words):
@@ -583,9 +565,13 @@ def test_classes_have_names_and_guidance_on_the_command_line(tmp_path):
     assert "There is no class 'cow'; the model has ['cat', 'dog', '7']" in message
 
 
-def test_two_processes_draw_the_same_picture_as_one(two_processes, tmp_path):
-    sample.main([*two_processes.sample_words, "--output", str(tmp_path / "one.png")])
-    assert np.array_equal(*(np.asarray(Image.open(path)) for path in (tmp_path / "one.png", two_processes.picture)))
+def test_two_processes_draw_the_same_picture_as_one(trained, tmp_path):
+    words = ["--model", str(trained), "--num_images", "5", "--device", "cpu", "--output"]
+    two = tmp_path / "two.png"
+    run_two_processes(ROOT / "training" / "sample.py", *words, two, output=two)
+    sample.main([*words, str(tmp_path / "one.png")])
+    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "two.png")]
+    assert np.array_equal(*pictures)
 
 
 def test_a_damaged_image_is_answered_in_one_line(tmp_path):
@@ -656,9 +642,23 @@ def test_the_shares_of_two_processes_are_what_one_draws(monkeypatch, num_resampl
             torch.testing.assert_close(sample_size[:count], whole.effective_sample_size[share].float())
 
 
-def test_two_processes_equal_one_with_the_double_batch(two_processes, tmp_path):
-    two, one = two_processes.run, tmp_path / "one"
-    train.main([*two_processes.train_words, "--output_dir", str(one), "--per_device_train_batch_size", "8"])
+def test_two_processes_equal_one_with_the_double_batch(tmp_path, digits_words):
+    words = [
+        *digits_words,
+        "--num_train_epochs",
+        "2",
+        "--optim",
+        "sgd",
+        "--learning_rate",
+        "0.1",
+        "--logging_steps",
+        "1",
+    ]
+    words += ["--ema_decay", "0.5", "--binarization", "threshold", "--use_cpu", "true"]
+    two, one = tmp_path / "two", tmp_path / "one"
+    script = [ROOT / "training" / "train.py", *words, "--output_dir", two, "--per_device_train_batch_size", "4"]
+    run_two_processes(*script, output=two)
+    train.main([*words, "--output_dir", str(one), "--per_device_train_batch_size", "8"])
     assert_same(load_file(two / "model.safetensors"), load_file(one / "model.safetensors"), rtol=1e-5, atol=1e-6)
     logs = [
         json.loads((run / "run" / "checkpoint-12" / "trainer_state.json").read_text())["log_history"]
