@@ -101,8 +101,6 @@ def check_as_built(model):
         what = None
         if name not in found:
             what = "is gone"
-        elif name == "":
-            what = "has hooks" if is_hooked(model) else None
         elif class_within(found[name]) is not module_class:
             outer = type(found[name][0])
             what = f"is a {outer.__module__}.{outer.__name__}, not a {module_class.__name__}"
