@@ -24,14 +24,18 @@ help:
 	@echo "make lint       ruff and pyright"
 	@echo "make clean      remove the virtual environment and what runs have written"
 
-# The constraints pin torch to a build of PyPI and everything else to the tested versions. PIP_FLAGS may add more.
+# Modules are compiled when they are first imported: to compile all of them takes a minute.
+# PIP_FLAGS may add more.
+PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile $(PIP_FLAGS)
+
+# The constraints pin torch to a build of PyPI and everything else to the tested versions.
 $(VENV)/.installed: pyproject.toml setup.cfg constraints.txt
-	@echo "Set-up: a virtual environment in $(VENV) with some 115 packages, 1.9 GB with the build of torch for CPUs. On Linux"
+	@echo "Set-up: a virtual environment in $(VENV) with some 115 packages, 1.6 GB with the build of torch for CPUs. On Linux"
 	@echo "PyPI's build of torch, which is the default, adds gigabytes of CUDA libraries; without them:"
 	@echo "    make install PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
 	@echo "pip tells below what it downloads."
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	$(PYTHON) $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
 	@touch $@
 	@echo "Set-up is done: $(VENV)"
 
@@ -52,8 +56,8 @@ define beside-the-first
 	python3 -m venv $(1)
 	$(PYTHON) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 		> $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r $(2)
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps -e .
+	$(1)/bin/python $(PIP_INSTALL) --quiet -r $(2)
+	$(1)/bin/python $(PIP_INSTALL) --quiet --no-deps -e .
 	@touch $(1)/.installed
 endef
 
@@ -87,7 +91,7 @@ golden: install
 	$(PYTHON) tests/write_golden.py
 
 docs: install
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[docs]"
+	$(PYTHON) $(PIP_INSTALL) --quiet -c constraints.txt -e ".[docs]"
 	$(PYTHON) -m pdoc --docformat google -o docs hf_pixelcnn hf_pixelcnn.training
 
 benchmark: install

@@ -1,4 +1,5 @@
 import functools
+import gc
 import inspect
 import io
 import os
@@ -44,6 +45,12 @@ KINDS = {name: VARIANTS[name] for name in ("grey_codes", "colour_bernoulli_class
 
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="every fault, and attacks for ten minutes")
+
+
+def pytest_collection_finish():
+    """Spares the garbage collector, which training calls again and again, what the imports have made."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

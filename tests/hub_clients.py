@@ -97,13 +97,13 @@ def publish(folder: Path) -> dict:
     words = ["--model", str(run), "--repo_id", "tester/published"]
     seen = {}
 
+    script.main([*words, "--dry_run", "true"])
+    seen["after the dry run"] = error_of(script.HfApi().model_info, "tester/published")
+    script.check_folder = lambda folder, model: None
     for token in ("", "hf_wrong", "hf_reader"):
         os.environ["HF_TOKEN"] = token
         seen[f"token {token!r}"] = error_of(script.main, words)
     os.environ["HF_TOKEN"] = "hf_writer"
-    script.main([*words, "--dry_run", "true"])
-    seen["after the dry run"] = error_of(script.HfApi().model_info, "tester/published")
-    script.check_folder = lambda folder, model: None
     script.main(words)
     script.main([*words, "--commit_message", "The same again"])
     script.main([*words, "--commit_message", "In shards", "--max_shard_size", "3KB"])

@@ -19,7 +19,7 @@ CONFIGS = {
 @for_each("config", CONFIGS)
 @for_each("scale", [0.4, 3])
 def test_all_samplers_draw_the_same_guided_images(family, config, scale):
-    model = classy_model(family, **config)
+    model = classy_model(family, image_size=[3, 4], **config)
     request = {"class_ids": [0, 1, 1, 0, 1], "guidance_scale": scale}
     naive = model.generate(**request, generator=seeded(), sampler="naive")
     others = [
