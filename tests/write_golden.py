@@ -1,14 +1,14 @@
 r"""
 Numbers of the published models that must not move, in `tests/golden/<model>.safetensors` for tests/test_golden.py.
 
-    python tests/write_golden.py                       # writes all of them anew
+    python tests/write_golden.py                    # writes all of them anew
     python tests/write_golden.py pixelcnn-pp-mnist  # or some
 
 Write them anew only if a change of likelihoods or samples at fixed weights and seeds is meant: CONTRIBUTING.md says
 what that means. The images are bundled digits, or those of `tests/golden/images_<channels>x<size>.safetensors`.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -95,5 +95,10 @@ def write(name: str):
 
 
 if __name__ == "__main__":
-    for model_name in sys.argv[1:] or MODELS:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help=f"Of {', '.join(MODELS)}; all if none is named.")
+    names = parser.parse_args().models
+    if unknown := set(names) - set(MODELS):
+        parser.error(f"unknown models {sorted(unknown)}; known are {', '.join(MODELS)}")
+    for model_name in names or MODELS:
         write(model_name)
