@@ -5,6 +5,8 @@ OLDEST := .venv-oldest
 APP := .venv-app
 # As many processes as cores, at most 4; what the tests of a file share is made once.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Modules are compiled when they are first imported: to compile all of them takes a minute. PIP_FLAGS may add options.
+PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile $(PIP_FLAGS)
 
 .PHONY: help install demo app test test-quick test-oldest test-app attack screenshots lint benchmark cards golden docs clean
 
@@ -23,10 +25,6 @@ help:
 	@echo "make benchmark  time sampling against the forward pass"
 	@echo "make lint       ruff and pyright"
 	@echo "make clean      remove the virtual environment and what runs have written"
-
-# Modules are compiled when they are first imported: to compile all of them takes a minute.
-# PIP_FLAGS may add more.
-PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile $(PIP_FLAGS)
 
 # The constraints pin torch to a build of PyPI and everything else to the tested versions.
 $(VENV)/.installed: pyproject.toml setup.cfg constraints.txt

@@ -151,7 +151,7 @@ def tune(model, data, output, *words):
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_fine_tuning_on_some_of_the_classes_keeps_the_names_and_the_score(model, tmp_path, streaming, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)  # of a stream of parquet
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)  # seconds, per stream
     classes = ["dog", "bee"] * 3
     expected = scores(model, saved_rows(tmp_path / "same", classes, KNOWN))["nats_per_image"]
     rows_of(classes, ["dog", "bee"]).to_parquet(tmp_path / "fewer" / "train.parquet")

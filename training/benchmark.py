@@ -306,7 +306,7 @@ def sampling_rows(name: str, batch: int, args: BenchmarkArguments):
         if violations:
             print(f"{name}, batch {batch}, {sampler}: {violations} dimensions break the noise rule, row left out")
             continue
-        forwards, draws = paired_seconds([lambda _: forward(), draw], device, repeats=max(5, 15 // batch))
+        forwards, draws = paired_seconds([lambda _: forward(), draw], device, repeats=max(3, 15 // batch))
         quotient = statistics.median(a / b for a, b in zip(draws, forwards, strict=True))
         yield {
             **row,
