@@ -5,8 +5,8 @@ OLDEST := .venv-oldest
 APP := .venv-app
 # As many processes as cores, at most 4; what the tests of a file share is made once.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
-# Modules are compiled when they are first imported: to compile all of them takes a minute. PIP_FLAGS may add options.
-PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile $(PIP_FLAGS)
+# PIP_FLAGS may add options.
+PIP_INSTALL := -m pip install --disable-pip-version-check $(PIP_FLAGS)
 
 .PHONY: help install demo app test test-quick test-oldest test-app attack screenshots lint benchmark cards golden docs clean
 
