@@ -73,6 +73,25 @@ def agreed_num_classes(
     return next(iter(counts.values()), None)
 
 
+def check_same_names(id2label: dict | None, label2id: dict | None):
+    """Raise if both are given and give the classes different names."""
+    if id2label and label2id and {name: int(class_id) for class_id, name in id2label.items()} != label2id:
+        raise ValueError(
+            f"`id2label` and `label2id` contradict each other: {id2label} and {label2id}. `id2label` is enough."
+        )
+
+
+def check_format_version(version: object):
+    """Raise unless a config with this `format_version` means what this code takes it to mean."""
+    if not is_int(version):
+        raise ValueError(f"`format_version` of a saved config must be an int, got {version!r}.")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"The saved config has `format_version` {version}; this version of hf_pixelcnn "
+            f"reads up to {FORMAT_VERSION}. Update the package."
+        )
+
+
 @strict
 class CausalImageModelingConfig(PreTrainedConfig):
     r"""
@@ -171,24 +190,31 @@ class CausalImageModelingConfig(PreTrainedConfig):
             self.class_prior = list(self.class_prior)
         if self.output_distribution is None:
             self.output_distribution = "bernoulli" if self.num_levels == 2 else "categorical"
-        if self.id2label is None and self.label2id:
-            self.id2label = names_by_id(self.label2id)
-        if self.id2label is not None and {int(key): name for key, name in self.id2label.items()} == NO_NAMES:
-            self.id2label = None  # pyright: ignore[reportAttributeAccessIssue] - until transformers makes names
+        self.settle_names()
         if "custom_pipelines" in kwargs:
             kwargs["custom_pipelines"] = SavedPipelines(kwargs["custom_pipelines"])
-        num_labels = kwargs.pop("num_labels", None)
+        self.settle_num_classes(kwargs.pop("num_labels", None))
         if not kwargs.pop("_is_saved", False):
             self.warn_of_misspelt(kwargs)
-        if self.num_classes == 0:
-            self.num_classes = agreed_num_classes(num_labels=num_labels, id2label=self.id2label) or 0
-        else:
-            agreed_num_classes(num_classes=self.num_classes, num_labels=num_labels)
         if self.num_classes > 0 and self.id2label is None:
             kwargs["num_labels"] = self.num_classes
         super().__post_init__(**kwargs)
         if self.num_classes > 0:
             self.label2id = {name: class_id for class_id, name in self.id2label.items()}
+
+    def settle_names(self):
+        """Let `id2label` be the names that were given, whichever way; None until transformers makes some."""
+        if self.id2label is None and self.label2id:
+            self.id2label = names_by_id(self.label2id)
+        if self.id2label is not None and {int(key): name for key, name in self.id2label.items()} == NO_NAMES:
+            self.id2label = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    def settle_num_classes(self, num_labels: int | None):
+        """Let `num_classes` say how many there are, whichever way that was given."""
+        if self.num_classes == 0:
+            self.num_classes = agreed_num_classes(num_labels=num_labels, id2label=self.id2label) or 0
+        else:
+            agreed_num_classes(num_classes=self.num_classes, num_labels=num_labels)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -200,24 +226,13 @@ class CausalImageModelingConfig(PreTrainedConfig):
             ValueError: If `config_dict` was written by a newer version of this code, or the keywords contradict each
                 other.
         """
-        version = config_dict.get("format_version", FORMAT_VERSION)
-        if not is_int(version):
-            raise ValueError(f"`format_version` of a saved config must be an int, got {version!r}.")
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"The saved config has `format_version` {version}; this version of hf_pixelcnn "
-                f"reads up to {FORMAT_VERSION}. Update the package."
-            )
+        check_format_version(config_dict.get("format_version", FORMAT_VERSION))
         overrides = {field.name: kwargs.pop(field.name) for field in fields(cls) if field.name in kwargs}
         if overrides.get("label2id") and not overrides.get("id2label"):
             overrides["id2label"] = names_by_id(overrides["label2id"])
         wanted = {name: overrides.get(name) for name in ("num_classes", "id2label")}
         num_classes = agreed_num_classes(**wanted, num_labels=kwargs.pop("num_labels", None))
-        names, ids = overrides.get("id2label"), overrides.get("label2id")
-        if names and ids and {name: int(class_id) for class_id, name in names.items()} != ids:
-            raise ValueError(
-                f"`id2label` and `label2id` contradict each other: {names} and {ids}. `id2label` is enough."
-            )
+        check_same_names(overrides.get("id2label"), overrides.get("label2id"))
         saved = config_dict.get("num_classes")
         if saved == 0 or num_classes not in (None, saved):  # the names are no one's, or other classes'
             config_dict = {

@@ -382,6 +382,30 @@ def training_rates(config, batch: int, device: torch.device) -> dict[str, dict]:
     return rates
 
 
+HEADER = f"{'case':<27} image      levels  batch  sampler       seconds  forwards  compiled  speed-up  memory"
+
+
+def sampling_line(row: dict) -> str:
+    """A row of [`sampling_rows`] below `HEADER`."""
+    numbers = [(row.get("compiled_forwards"), 2), (row.get("speed_up"), 1), (row.get("memory_mib"), 1)]
+    compiled, speed_up, memory = ("-" if value is None else f"{value:.{digits}f}" for value, digits in numbers)
+    iterations = f"  {row['iterations']} iterations" if row.get("iterations") else ""
+    return (
+        f"{row['case']:<27} {row['image']:<10} {row['levels']:>6}  {row['batch']:>5}  {row['sampler']:<11} "
+        f"{row['seconds']:>9.3f} {row['forwards']:>9.2f} {compiled:>9} {speed_up:>9} {memory:>7}{iterations}"
+    )
+
+
+def training_line(rate: dict) -> str:
+    """One of the [`training_rates`]."""
+    per_cpu = rate.get("images_per_cpu_second")
+    return (
+        f"{rate['images_per_second']:.0f} images/s, {f'{per_cpu:.0f} per second of CPU time, ' if per_cpu else ''}"
+        f"{rate['share_of_matrix_rate']:.0%} of the rate of {rate['dtype']} matrix products "
+        f"({rate['product_share']:.0%} of the time in convolutions)"
+    )
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None):
     (args,) = CommandLineParser([BenchmarkArguments]).parse(arguments)
@@ -393,22 +417,13 @@ def main(arguments: list[str] | None = None):
         raise InputError(f"--dtype must be float32, bfloat16 or float64, got {args.dtype!r}.")
     torch.backends.cudnn.allow_tf32 = False  # a forward in float32 is held against samplers that multiply in float32
     start = time.perf_counter()
-    header = f"{'case':<27} image      levels  batch  sampler       seconds  forwards  compiled  speed-up  memory"
-    print(header + "\n" + "-" * len(header))
+    print(HEADER + "\n" + "-" * len(HEADER))
     rows = []
     for name in args.cases:
         for batch in args.batch_sizes:
             for row in sampling_rows(name, batch, args):
                 rows.append(row)
-                numbers = [(row.get("compiled_forwards"), 2), (row.get("speed_up"), 1), (row.get("memory_mib"), 1)]
-                cells = ["-" if value is None else f"{value:.{digits}f}" for value, digits in numbers]
-                iterations = f"  {row['iterations']} iterations" if row.get("iterations") else ""
-                print(
-                    f"{name:<27} {row['image']:<10} {row['levels']:>6}  {batch:>5}  {row['sampler']:<11} "
-                    f"{row['seconds']:>9.3f} {row['forwards']:>9.2f} {cells[0]:>9} {cells[1]:>9} {cells[2]:>7}"
-                    f"{iterations}",
-                    flush=True,
-                )
+                print(sampling_line(row), flush=True)
     print("* measured in part and scaled")
     results = {"rows": rows, **run_facts(args.device)}
     if args.train:
@@ -417,14 +432,7 @@ def main(arguments: list[str] | None = None):
         for name in args.train_cases:
             results["training"][name] = training_rates(CASES[name], 32, torch.device(args.device))
             for kind, rate in results["training"][name].items():
-                per_cpu = rate.get("images_per_cpu_second")
-                print(
-                    f"training {name}, {kind}: {rate['images_per_second']:.0f} images/s, "
-                    f"{f'{per_cpu:.0f} per second of CPU time, ' if per_cpu else ''}"
-                    f"{rate['share_of_matrix_rate']:.0%} of the rate of {rate['dtype']} matrix products "
-                    f"({rate['product_share']:.0%} of the time in convolutions)",
-                    flush=True,
-                )
+                print(f"training {name}, {kind}: {training_line(rate)}", flush=True)
     print(f"{json.dumps(results['device'])}, {time.perf_counter() - start:.0f} s in all")
     if args.output:
         write_json(results, args.output)
