@@ -14,7 +14,7 @@ help:
 	@echo "make demo       draw digits with a published model, then train one for at most 4 minutes; pictures in demo/"
 	@echo "make app        open a page in the browser: draw, complete, score, look inside"
 	@echo "make test       run the tests"
-	@echo "make test-quick run those that neither train, compile nor start processes"
+	@echo "make test-quick run those that take least, in under a minute"
 	@echo "make test-oldest  run those that depend on versions, with the oldest dependencies that are supported"
 	@echo "make test-app   run those of the page, in a headless Chromium if there is one; with the times that people wait"
 	@echo "make attack     ten minutes of hostile input: damaged streams, data, models, arguments; random settings"

@@ -18,7 +18,7 @@ from hf_pixelcnn.adapters_causal_image import AdaptedConv2d, convolutions
 from hf_pixelcnn.masking_causal_image import CausalConv2d
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.versions
+pytestmark = [pytest.mark.versions, pytest.mark.slow]
 
 COLOUR = {"num_channels": 3, "num_levels": 4, "num_classes": 2}
 
@@ -239,7 +239,6 @@ def test_the_table_of_levels_is_the_input_embedding(family):
         colour_model(family).get_input_embeddings()
 
 
-@pytest.mark.slow
 def test_adapters_compile_in_one_graph(family):
     model = with_lora(colour_model(family))
     inputs = random_inputs(model, batch=1)

@@ -157,6 +157,7 @@ def test_loss_and_gradients_are_those_of_the_formula(family, weight):
         torch.testing.assert_close(classifier.get_parameter(name).grad, parameter.grad, msg=name)
 
 
+@pytest.mark.slow
 @for_each("prior", [None, [0.2, 0.3, 0.5], "learned"])
 def test_a_classifier_on_disk_gives_the_same_logits(family, prior, tmp_path):
     classifier = classifier_of(build_model(family, num_classes=3), class_prior=prior)
@@ -276,6 +277,7 @@ def test_a_model_without_classes_is_no_classifier(family, tmp_path):
         AutoModelForImageClassification.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 @for_each("num_classes", [0, 3])
 @for_each(
     "request_",

@@ -89,6 +89,7 @@ def test_images_are_coded_in_batches_of_one_shape(monkeypatch):
     assert shapes == [4] * 6
 
 
+@pytest.mark.slow
 def test_many_images_cost_what_the_model_says(family):
     model = build_model(family, num_levels=5, image_size=8)
     levels = model.generate(num_images=600, generator=torch.Generator().manual_seed(0))
@@ -140,6 +141,7 @@ def test_weights_behind_a_mask_do_not_matter(family, tmp_path):
     assert torch.equal(decompress(type(model).from_pretrained(tmp_path), data), levels)
 
 
+@pytest.mark.slow
 @for_each("dtype", [torch.float32, torch.bfloat16])
 def test_streams_do_not_depend_on_the_memory_format_of_the_weights(family, dtype):
     config = {"num_channels": 3, "num_levels": 4, "num_classes": 2, "hidden_size": 96, "first_kernel_size": 7}
@@ -439,6 +441,7 @@ def test_what_fits_in_memory_is_told_without_using_it():
     assert not codec.fits_in_memory(2**62, device)
 
 
+@pytest.mark.slow
 def test_before_the_probe_is_right_a_stream_takes_little_memory(model):
     script = f"""
 import resource, sys

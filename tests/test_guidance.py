@@ -66,6 +66,7 @@ def test_scale_1_is_the_model_itself_at_the_cost_of_one_forward(family):
     assert set(sizes[-30:]) == {2}
 
 
+@pytest.mark.slow
 def test_guidance_comes_before_processors_and_goes_with_given_pixels(family):
     class Recorder(LogitsProcessor):
         def __init__(self):

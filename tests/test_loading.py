@@ -228,6 +228,7 @@ def save(mine, folder):
 """
 
 
+@pytest.mark.slow
 def test_a_subclass_is_saved_with_the_names_of_its_own_module_alone(tmp_path):
     build_model("gated_pixelcnn", num_classes=3).save_pretrained(tmp_path / "base")
     (tmp_path / "users_module.py").write_text(USERS_MODULE)

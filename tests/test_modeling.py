@@ -102,6 +102,7 @@ def test_class_ids_change_the_logits_and_minus_one_adds_nothing(family):
     torch.testing.assert_close(logits[3], unconditional)
 
 
+@pytest.mark.slow
 @pytest.mark.versions
 def test_initial_activations_have_the_variance_of_the_image(family):
     torch.manual_seed(0)

@@ -49,6 +49,7 @@ def fields_by_perturbation(model):
     return fields
 
 
+@pytest.mark.slow
 @for_each("kind", KINDS)
 def test_the_field_is_that_of_perturbation(family, kind):
     model = build_model(family, **kind)

@@ -86,6 +86,7 @@ def test_all_samplers_agree_at_another_image_size(family):
     assert all(torch.equal(naive, images) for images in others)
 
 
+@pytest.mark.slow
 @for_each("kind", KINDS)
 def test_lower_precision_obeys_the_noise_rule_within_its_tolerance(family, kind):
     model = build_model(family, **kind)
@@ -224,6 +225,7 @@ def emphatic(method):
     return changed
 
 
+@pytest.mark.slow
 @for_each("name", [*OVERRIDABLE, "backbone_features"])
 @pytest.mark.parametrize("family", FAST)
 def test_a_subclass_that_changes_the_network_is_drawn_as_it_is(family, name, monkeypatch):
@@ -307,6 +309,7 @@ def test_the_global_seed_is_used_without_a_generator():
     assert torch.equal(first, model.generate(num_images=2))
 
 
+@pytest.mark.slow
 def test_frequencies_are_the_probabilities_of_the_model(family):
     model = build_model(family, image_size=2).double()
     images = torch.tensor(list(itertools.product((0, 1), repeat=4))).view(16, 1, 2, 2)
@@ -319,6 +322,7 @@ def test_frequencies_are_the_probabilities_of_the_model(family):
     assert chi_squared < 37.7  # 99.9th percentile with 15 degrees of freedom
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["categorical", "logistic_mixture"])
 def test_frequencies_of_a_colour_pixel_are_the_probabilities_of_the_model(family, distribution):
     if distribution != "logistic_mixture" and family not in WITH_CHANNEL_GROUPS:
@@ -464,6 +468,7 @@ def test_steps_can_be_recorded_and_replayed(family, kind, recordings, monkeypatc
     assert torch.equal(model.generate(**{**request, **by_row_and_pixel}, generator=seeded(0)), expected)
 
 
+@pytest.mark.slow
 @for_each("kind", KINDS)
 def test_recordings_are_kept_for_requests_of_the_same_shape(family, kind, recordings, monkeypatch):
     model = build_model(family, **kind).double()
@@ -685,6 +690,7 @@ def test_a_progress_bar_counts_rows(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_cached_sampling_needs_less_memory_than_a_forward():
     model = build_model("gated_pixelcnn", image_size=28, hidden_size=32, num_hidden_layers=8)
     pixel_values = random_inputs(model, batch=8)["pixel_values"]

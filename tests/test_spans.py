@@ -61,6 +61,7 @@ def requests(model):
     yield {**given, "num_resamples": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_SPANS)
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_spans_draw_the_images_of_the_naive_sampler(family, variant, planned):

@@ -15,6 +15,8 @@ CPU = torch.device("cpu")
 GET_DEVICE, SET_DATA = torch.Tensor.device.__get__, torch.Tensor.data.__set__
 MAY_MIX = (torch.Tensor.to, torch.Tensor.copy_, SET_DATA, torch._has_compatible_shallow_copy_type)
 
+pytestmark = pytest.mark.slow
+
 
 class StandInDevices(TorchFunctionMode):
     """
