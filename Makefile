@@ -70,7 +70,7 @@ $(APP)/.installed: $(VENV)/.installed constraints-app.txt
 	$(call beside-the-first,$(APP),constraints-app.txt)
 
 app: $(APP)/.installed
-	$(APP)/bin/python model_cards/space/app.py --open
+	$(APP)/bin/python training/app.py --open
 
 test-app: $(APP)/.installed
 	$(APP)/bin/python -m pytest tests/test_app.py tests/test_app_in_a_browser.py --durations 15

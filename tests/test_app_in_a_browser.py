@@ -67,7 +67,7 @@ def app(tmp_path_factory):
     environment |= {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "2"}
     begin = time.monotonic()
     with open(folder / "log", "w") as log:
-        command = [sys.executable, ROOT / "model_cards" / "space" / "app.py"]
+        command = [sys.executable, ROOT / "training" / "app.py"]
         process = subprocess.Popen(command, cwd=folder / "cwd", env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     while True:

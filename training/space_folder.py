@@ -1,5 +1,5 @@
 r"""
-The folder of a Space: the page in `model_cards/space`, the package that it imports, and the published models.
+The folder of a Space: what starts the page, the package that it imports, and the published models.
 `publish.py --space true` pushes it.
 """
 
@@ -15,7 +15,7 @@ from published_folder import PROJECT, files_in
 from hf_pixelcnn.training import InputError
 
 SPACE = PROJECT / "model_cards" / "space"
-PAGE = ("app.py", "README.md", "requirements.txt")
+PAGE = {path.name: path for path in (PROJECT / "training" / "app.py", SPACE / "README.md", SPACE / "requirements.txt")}
 MODEL = ("config.json", "generation_config.json", "preprocessor_config.json", "results.json", "recipe.yaml")
 MARK = "`training/publish.py --space`"  # which the card of every Space says
 CHECK = """
@@ -33,8 +33,8 @@ for folder in sorted(here.glob("models/*")):
 
 def write_space(folder: Path):
     """Write everything that goes to the Space into an empty folder."""
-    for name in PAGE:
-        shutil.copyfile(SPACE / name, folder / name)
+    for name, path in PAGE.items():
+        shutil.copyfile(path, folder / name)
     package = PROJECT / "hf_pixelcnn"
     for source in (package, package / "app"):
         target = folder / source.relative_to(PROJECT)

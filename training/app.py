@@ -1,8 +1,8 @@
 r"""
 The page of hf_pixelcnn: draw, complete, score and look inside, in a browser.
 
-    python app.py           # as a Space does
-    python app.py --open    # and opens it (`make app`)
+    python training/app.py --open    # `make app`
+    python app.py                    # in a Space
 
 The models are those in the folder `models` beside this file, as in a Space, or else those in `model_cards`.
 """
@@ -26,7 +26,7 @@ def main():
         from hf_pixelcnn.app.page import build_page, launch_page
 
         logging.disable_progress_bar()
-        models = HERE / "models" if (HERE / "models").is_dir() else HERE.parent
+        models = HERE / "models" if (HERE / "models").is_dir() else HERE.parent / "model_cards"
         page = build_page(sorted(config.parent for config in models.glob("*/config.json")))
         launch_page(page, inbrowser="--open" in sys.argv[1:])
 
