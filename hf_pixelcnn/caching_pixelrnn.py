@@ -254,38 +254,47 @@ class DiagonalBiLSTMRows:
             self.image_input = cache.keep(matrices(layers[0].image_input.visible_weight()[:, :, 0, 0]))
         self.right_up, self.right = cache.keep_all((-matrices(right_up), -matrices(right)))
         self.right_states = cache.zeros(width + 1, number, batch, features)  # none beyond the last column
+        self.right_rows = self.right_states[:-1].permute(1, 2, 0, 3)
         weight = torch.stack([pointwise_matrix(layer.right_upsampling) for layer in layers])
         self.right_upsampling = cache.keep(-weight)
 
-    def right_rows(self) -> torch.Tensor:
-        """R of all layers, `(layers, batch * width, features)`."""
-        return self.right_states[:-1].permute(1, 2, 0, 3).flatten(1, 2)
+        # What a row works with when it begins: too large to be made anew each time.
+        self.streams, self.added = (cache.zeros(number, batch, width, cache.size) for _ in range(2))
+        self.states = cache.zeros(number, batch, width, features)
+        self.right_gates = cache.zeros(number, batch, width, 4 * features)
+        self.right_sums = cache.zeros(width, number, batch, 4 * features)
+
+    def matrices(self, states: torch.Tensor) -> torch.Tensor:
+        """States `(layers, batch, width, features)` of a row, one matrix per layer, until the next call."""
+        return self.states.copy_(states).flatten(1, 2)
 
     def scan_right(self):
         """R of the row that is finished, in place of R of the row above it."""
-        cache = self.cache
-        streams = (self.stream_rows + cache.base[:-1]).flatten(1, 2)
-        gates = torch.bmm(streams, self.right_input).baddbmm_(self.right_rows(), self.right_up)
+        cache, gates = self.cache, self.right_gates.flatten(1, 2)
+        torch.add(self.stream_rows, cache.base[:-1], out=self.streams)
+        torch.bmm(self.streams.flatten(1, 2), self.right_input, out=gates)
+        gates.baddbmm_(self.matrices(self.right_rows), self.right_up)
         if self.image_input is not None:
             gates[0].addmm_(cache.finished_row.flatten(0, 1), self.image_input)
-        gates = gates.unflatten(1, (cache.batch, cache.width)) + self.right_bias
-        gates = gates.permute(2, 0, 1, 3).contiguous()  # (width, layers, batch, gates)
+        torch.add(self.right_gates.permute(2, 0, 1, 3), self.right_bias.permute(2, 0, 1, 3), out=self.right_sums)
         cell = torch.zeros_like(self.cells)
         for column in reversed(range(cache.width)):
-            z = gates[column].baddbmm_(self.right_states[column + 1], self.right).sigmoid_()
+            z = self.right_sums[column].baddbmm_(self.right_states[column + 1], self.right).sigmoid_()
             o, f, i, g = z.chunk(4, dim=-1)
             cell.mul_(f).addcmul_(i, g, value=4).sub_(i, alpha=2)
             torch.addcmul(o, o, cell.sigmoid(), value=-2, out=self.right_states[column])
 
     def start_row(self, is_first: bool):
         cache = self.cache
-        added = self.upsampling_bias.expand(-1, cache.batch, cache.width, -1)
+        self.added.zero_()
         if not is_first:  # there, R is nothing, and no cells that have seen nothing
             self.scan_right()
-            added = added + torch.bmm(self.right_rows(), self.right_upsampling).view_as(added)
-        torch.cumsum(added, 0, out=cache.base[1:])
-        above = torch.bmm(self.state_rows.flatten(1, 2), self.up).baddbmm_(cache.base[:-1].flatten(1, 2), self.own)
-        torch.add(above.view_as(cache.above), self.bias, out=cache.above)
+            torch.bmm(self.matrices(self.right_rows), self.right_upsampling, out=self.added.flatten(1, 2))
+        torch.cumsum(self.added.add_(self.upsampling_bias), 0, out=cache.base[1:])
+        above = cache.above.flatten(1, 2)
+        torch.bmm(self.matrices(self.state_rows), self.up, out=above)
+        above.baddbmm_(cache.base[:-1].flatten(1, 2), self.own)
+        cache.above.add_(self.bias)
         self.cells.zero_()
 
 

@@ -52,7 +52,7 @@ def levels_from_noise(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor
     Returns:
         `torch.LongTensor` of shape `(...)`.
     """
-    cumulative = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
+    cumulative = scores.softmax(-1, dtype=torch.float64).cumsum_(-1)
     below_all = cumulative[..., -1:] * (1 - 2**-53)  # the next number below; NaN where no level has a probability
     levels = torch.searchsorted(cumulative, torch.minimum(noise[..., None], below_all), right=True)
     return levels.masked_fill_(below_all.isnan(), -1)[..., 0]
