@@ -286,8 +286,7 @@ class DiagonalBiLSTMRows:
 
     def start_row(self, is_first: bool):
         cache = self.cache
-        self.added.zero_()
-        if not is_first:  # there, R is nothing, and no cells that have seen nothing
+        if not is_first:  # there, R is nothing, and no cells that have seen nothing: `added` is zeros
             self.scan_right()
             torch.bmm(self.matrices(self.right_rows), self.right_upsampling, out=self.added.flatten(1, 2))
         torch.cumsum(self.added.add_(self.upsampling_bias), 0, out=cache.base[1:])
