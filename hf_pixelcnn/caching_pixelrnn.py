@@ -259,7 +259,8 @@ class DiagonalBiLSTMRows:
         self.right_upsampling = cache.keep(-weight)
 
         # What a row works with when it begins: too large to be made anew each time.
-        self.streams, self.added = (cache.zeros(number, batch, width, cache.size) for _ in range(2))
+        self.streams = cache.zeros(number, batch, width, cache.size)
+        self.added = cache.zeros(number, batch, width, cache.size)
         self.states = cache.zeros(number, batch, width, features)
         self.right_gates = cache.zeros(number, batch, width, 4 * features)
         self.right_sums = cache.zeros(width, number, batch, 4 * features)
