@@ -265,7 +265,7 @@ class DiagonalBiLSTMRows:
         self.right_gates = cache.zeros(number, batch, width, 4 * features)
         self.right_sums = cache.zeros(width, number, batch, 4 * features)
 
-    def matrices(self, states: torch.Tensor) -> torch.Tensor:
+    def state_matrices(self, states: torch.Tensor) -> torch.Tensor:
         """States `(layers, batch, width, features)` of a row, one matrix per layer, until the next call."""
         return self.states.copy_(states).flatten(1, 2)
 
@@ -274,7 +274,7 @@ class DiagonalBiLSTMRows:
         cache, gates = self.cache, self.right_gates.flatten(1, 2)
         torch.add(self.stream_rows, cache.base[:-1], out=self.streams)
         torch.bmm(self.streams.flatten(1, 2), self.right_input, out=gates)
-        gates.baddbmm_(self.matrices(self.right_rows), self.right_up)
+        gates.baddbmm_(self.state_matrices(self.right_rows), self.right_up)
         if self.image_input is not None:
             gates[0].addmm_(cache.finished_row.flatten(0, 1), self.image_input)
         torch.add(self.right_gates.permute(2, 0, 1, 3), self.right_bias.permute(2, 0, 1, 3), out=self.right_sums)
@@ -289,10 +289,10 @@ class DiagonalBiLSTMRows:
         cache = self.cache
         if not is_first:  # there, R is nothing, and no cells that have seen nothing: `added` is zeros
             self.scan_right()
-            torch.bmm(self.matrices(self.right_rows), self.right_upsampling, out=self.added.flatten(1, 2))
+            torch.bmm(self.state_matrices(self.right_rows), self.right_upsampling, out=self.added.flatten(1, 2))
         torch.cumsum(self.added.add_(self.upsampling_bias), 0, out=cache.base[1:])
         above = cache.above.flatten(1, 2)
-        torch.bmm(self.matrices(self.state_rows), self.up, out=above)
+        torch.bmm(self.state_matrices(self.state_rows), self.up, out=above)
         above.baddbmm_(cache.base[:-1].flatten(1, 2), self.own)
         cache.above.add_(self.bias)
         self.cells.zero_()
